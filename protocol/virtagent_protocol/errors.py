@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from enum import Enum, IntEnum
 
+
 class FailureKind(Enum):
     """What a failure means to the person or script that met it."""
 
@@ -86,7 +87,7 @@ _KIND_OF_FAULT = {
 
 
 class VirtagentError(Exception):
-    """Root of the tree. `str(error)` is one sentence that names the thing and, where there is one, the remedy."""
+    """Root of the tree. `str(error)` is one sentence: the thing and, where there is one, the remedy."""
 
     kind: FailureKind = FailureKind.BROKEN
 

@@ -16,6 +16,7 @@ are the RPC's positional parameters. Their annotations are the signature, its do
 from __future__ import annotations
 
 import inspect
+import types
 import typing
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -35,8 +36,8 @@ class Call:
     Attributes:
         method: the name it was called by.
         tag: the client tag, which both ends log.
-        after_reply: functions to run once the reply has been written to the transport. They do not run if the
-            call is cancelled or its session ends first, so "replied, then did it" is never "did it, unannounced".
+        after_reply: functions to run once the reply has been written to the transport. They do not run
+            if the call is cancelled or its session ends first: what they do is never done unannounced.
     """
 
     method: str
@@ -75,9 +76,9 @@ class Method:
     inline: bool = False
 
     def signatures(self) -> list[list[str]]:
-        """Return the signatures in the form of `system.methodSignature`: one list per accepted parameter count.
+        """Return the signatures as `system.methodSignature` gives them: a list per accepted parameter count.
 
-        Each list holds the return type, then the parameter types; a parameter of any type is ``"any"``.
+        Each holds the return type, then the parameter types; what may be of any type is ``"any"``.
         """
         required = sum(not p.optional for p in self.parameters)
         types = [p.type or "any" for p in self.parameters]
@@ -96,7 +97,9 @@ class Method:
             if i >= len(params):
                 if parameter.optional:
                     return
-                raise Fault(FaultCode.INVALID_PARAMS, f"parameter '{parameter.name}' is missing, usage: {usage}")
+                raise Fault(
+                    FaultCode.INVALID_PARAMS, f"parameter '{parameter.name}' is missing, usage: {usage}"
+                )
             found = type_name(params[i])
             if parameter.type is not None and found != parameter.type:
                 raise Fault(
@@ -166,9 +169,9 @@ def _describe(name: str, handler: Handler, inline: bool) -> Method:
 
 
 def _xmlrpc_type(annotation: object, method: str) -> str | None:
-    if annotation is Any or annotation == Value:
-        return None
     origin = typing.get_origin(annotation) or annotation
+    if origin in (Any, typing.Union, types.UnionType):  # Value is a union
+        return None
     if origin not in XMLRPC_TYPE_NAMES:
         raise ValueError(f"method {method}: XML-RPC has no type for {annotation!r}")
     return XMLRPC_TYPE_NAMES[origin]

@@ -7,11 +7,11 @@ received struct apart: they raise `RemoteProtocolError` with the member's name, 
 
 from __future__ import annotations
 
-from typing import TypeVar, Union
+from typing import TypeVar
 
 from .errors import RemoteProtocolError
 
-Value = Union[None, bool, int, float, str, bytes, list["Value"], dict[str, "Value"]]
+Value = None | bool | int | float | str | bytes | list["Value"] | dict[str, "Value"]
 Struct = dict[str, Value]
 
 _T = TypeVar("_T", bool, int, float, str, bytes, list[Value], Struct)

@@ -1,0 +1,96 @@
+"""Every limit of the wire and of the job manager, each with its reason.
+
+The limits of the wire are fixed by SPEC.md section 3. Those of `Settings` are each end's own
+choice; an end tells them in its hello and the other end keeps to them (SPEC.md section 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import RemoteProtocolError
+from .values import Struct, member
+
+KIB = 1024
+MIB = 1024 * KIB
+
+#: Bytes of one line of a header block, CRLF not counted (virtagent v7).
+LINE_MAX = 1024
+#: Bytes of a whole header block, with start-line and final CRLF CRLF (virtagent v7).
+HEADER_MAX = 4096
+#: Bytes of an RPC body (virtagent v7). It bounds what one message can make a reader hold.
+BODY_MAX = 2 * MIB
+#: Bytes of one chunk of stream data: an RPC never waits behind more than one of these.
+STREAM_BODY_MAX = 64 * KIB
+#: Characters of a client tag: 64 in virtagent v7, which counted CR and LF.
+TAG_MAX = 62
+#: Values nested in values. Deep enough for any real answer, shallow enough for any recursive reader.
+VALUE_DEPTH_MAX = 64
+
+#: Client jobs in flight at a time. virtagent v7 had 1, so one slow call blocked all others.
+SEND_MAX = 16
+#: Server jobs executing at a time (virtagent v7 named this 4 and never enforced it).
+EXECUTE_MAX = 4
+#: Server jobs waiting behind those that execute; one more is answered with QUEUE_FULL.
+QUEUE_MAX = 16
+#: Bytes of request bodies in that queue: 16 bodies of 2 MiB would be more than a guest may cost its host.
+QUEUE_BYTES_MAX = 8 * MIB
+#: Small replies owed outside the execute slots (ping, introspection, QUEUE_FULL). A peer that sends
+#: requests and reads no replies has what exceeds this dropped and counted.
+INLINE_MAX = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The adjustable limits of one end; any value of at least 1 works.
+
+    Attributes:
+        send_max: client jobs in flight at a time. Further callers wait.
+        execute_max: server jobs executing at a time. A job's slot is free when its reply has been
+            written, so a peer that reads no replies cannot make us do more work than this.
+        queue_max: server jobs waiting for a slot.
+    """
+
+    send_max: int = SEND_MAX
+    execute_max: int = EXECUTE_MAX
+    queue_max: int = QUEUE_MAX
+
+    def __post_init__(self) -> None:
+        for name in ("send_max", "execute_max", "queue_max"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, it is {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class PeerLimits:
+    """What an end accepts, as its hello tells it (SPEC.md section 4).
+
+    Attributes:
+        requests: requests it holds at a time, executing and queued.
+        body: bytes of the largest RPC body it reads.
+        stream_body: bytes of the largest stream chunk it reads.
+    """
+
+    requests: int = EXECUTE_MAX + QUEUE_MAX
+    body: int = BODY_MAX
+    stream_body: int = STREAM_BODY_MAX
+
+    def to_value(self) -> Struct:
+        """Return the struct that stands in hello."""
+        return {"requests": self.requests, "body": self.body, "stream_body": self.stream_body}
+
+    @classmethod
+    def from_value(cls, value: Struct) -> PeerLimits:
+        """Read the struct of a hello; values above our own limits are cut to them.
+
+        Raises:
+            RemoteProtocolError: a member is missing, of another type, or below 1.
+        """
+        limits = cls(
+            requests=member(value, "requests", int),
+            body=min(member(value, "body", int), BODY_MAX),
+            stream_body=min(member(value, "stream_body", int), STREAM_BODY_MAX),
+        )
+        if min(limits.requests, limits.body, limits.stream_body) < 1:
+            raise RemoteProtocolError("every limit in hello must be at least 1")
+        return limits

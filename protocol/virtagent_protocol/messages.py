@@ -1,0 +1,148 @@
+"""The messages of the wire, and their bytes (SPEC.md section 3).
+
+One form for everything, HTTP/1.1 syntax and no HTTP connection semantics::
+
+    0xFF  start-line CRLF  *(header CRLF)  CRLF  body  0xFF
+
+`encode` is the only place that writes it; `reader.MessageReader` the only one that reads it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .errors import LocalProtocolError
+from .limits import BODY_MAX, STREAM_BODY_MAX, TAG_MAX
+
+MAGIC = 0xFF
+_MAGIC = b"\xff"
+
+#: A client tag: printable ASCII without space, so that it survives logs and header folding.
+TAG = re.compile(rb"[!-~]{1,%d}" % TAG_MAX)
+#: A session: the host's epoch, then the guest's.
+SESSION = re.compile(rb"[0-9a-f]{16}-[0-9a-f]{16}")
+#: The reason of a stream's end: a token of RFC 9110.
+REASON = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
+#: Stream ids are positive and fit a signed 32-bit integer, as every XML-RPC library can carry them.
+STREAM_ID_MAX = 2**31 - 1
+#: One credit message grants at most this many bytes: far more than any window.
+CREDIT_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call: the body is an XML-RPC methodCall."""
+
+    tag: str
+    body: bytes
+    session: str | None = None
+
+
+@dataclass(frozen=True)
+class Response:
+    """The answer to the request of the same tag, a fault included: the body is an XML-RPC methodResponse."""
+
+    tag: str
+    body: bytes
+    session: str | None = None
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """The sender no longer wants the answer to its request of this tag."""
+
+    tag: str
+    session: str | None = None
+
+
+@dataclass(frozen=True)
+class StreamData:
+    """The next bytes of a stream."""
+
+    stream: int
+    data: bytes
+    session: str | None = None
+
+
+@dataclass(frozen=True)
+class StreamCredit:
+    """The receiver of a stream grants its sender so many bytes more."""
+
+    stream: int
+    credit: int
+    session: str | None = None
+
+
+@dataclass(frozen=True)
+class StreamEnd:
+    """The sender's half of a stream ends: ``eof``, or a reason why it was reset."""
+
+    stream: int
+    reason: str
+    session: str | None = None
+
+
+Message = Request | Response | Cancel | StreamData | StreamCredit | StreamEnd
+
+
+def encode(message: Message) -> bytes:
+    """Return the bytes of a message, with the 0xFF before and behind it.
+
+    Raises:
+        LocalProtocolError: a field is not what SPEC.md section 3 allows; nothing may be sent.
+    """
+    head: list[bytes]
+    body = b""
+    if isinstance(message, Request):
+        head, body = [b"POST /RPC2 HTTP/1.1", b"Content-Type: text/xml", *_tag(message.tag)], message.body
+        _check_length(body, BODY_MAX)
+    elif isinstance(message, Response):
+        head, body = [b"HTTP/1.1 200 OK", b"Content-Type: text/xml", *_tag(message.tag)], message.body
+        _check_length(body, BODY_MAX)
+    elif isinstance(message, Cancel):
+        head = [b"DELETE /RPC2 HTTP/1.1", *_tag(message.tag)]
+    elif isinstance(message, StreamData):
+        head = [_stream(b"PUT", message.stream), b"Content-Type: application/octet-stream"]
+        body = message.data
+        _check_length(body, STREAM_BODY_MAX)
+    elif isinstance(message, StreamCredit):
+        if not 1 <= message.credit <= CREDIT_MAX:
+            raise LocalProtocolError(f"credit must be 1 to {CREDIT_MAX}, it is {message.credit}")
+        head = [_stream(b"POST", message.stream), b"X-Virtagent-Credit: %d" % message.credit]
+    else:
+        reason = _ascii(message.reason)
+        if not REASON.fullmatch(reason):
+            raise LocalProtocolError(f"the reason of a stream's end must be a token, not {message.reason!r}")
+        head = [_stream(b"DELETE", message.stream), b"X-Virtagent-Reason: " + reason]
+    if message.session is not None:
+        session = _ascii(message.session)
+        if not SESSION.fullmatch(session):
+            raise LocalProtocolError(f"a session is two epochs of 16 hex digits, not {message.session!r}")
+        head.append(b"X-Virtagent-Session: " + session)
+    head.append(b"Content-Length: %d" % len(body))
+    return b"".join((_MAGIC, b"\r\n".join(head), b"\r\n\r\n", body, _MAGIC))
+
+
+def _tag(tag: str) -> list[bytes]:
+    encoded = _ascii(tag)
+    if not TAG.fullmatch(encoded):
+        raise LocalProtocolError(f"a client tag is 1 to {TAG_MAX} printable ASCII characters, not {tag!r}")
+    return [b"X-Virtagent-Client-Tag: " + encoded]
+
+
+def _stream(method: bytes, stream: int) -> bytes:
+    if not 1 <= stream <= STREAM_ID_MAX:
+        raise LocalProtocolError(f"a stream id must be 1 to {STREAM_ID_MAX}, it is {stream}")
+    return b"%b /streams/%d HTTP/1.1" % (method, stream)
+
+
+def _ascii(text: str) -> bytes:
+    # What is not ASCII becomes "?", which no pattern here takes for something else than it is:
+    # surrogates and the like must end as LocalProtocolError, not as UnicodeEncodeError.
+    return text.encode("ascii", "backslashreplace")
+
+
+def _check_length(body: bytes, limit: int) -> None:
+    if len(body) > limit:
+        raise LocalProtocolError(f"the message body has {len(body)} bytes, at most {limit} are allowed")

@@ -1,0 +1,299 @@
+"""Bytes → messages: the one reader of the wire (SPEC.md sections 3 and 6).
+
+The rules:
+
+1. Any bytes whatsoever give messages or counted drops: never another exception, and never more
+   memory than one header block, one body and one chunk.
+2. Whatever is illegal is dropped, and the reader hunts for the next 0xFF.
+3. 0xFF never occurs in a header block. If it does, the message before it was cut short, and a
+   new one starts there.
+4. A length over the limit is refused before a byte of the body is held.
+5. Bodies are not scanned while they arrive; a body is whole only when 0xFF stands behind it. If
+   it does not, the lengths lied (a sender died in the middle of its message): the reader then
+   hunts from the *first byte of that body* on, so what the next sender wrote is not lost with it.
+6. No timers here. Whoever decides that an unfinished message will never be finished calls
+   `abandon`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from .limits import BODY_MAX, HEADER_MAX, LINE_MAX, STREAM_BODY_MAX
+from .messages import (
+    CREDIT_MAX,
+    REASON,
+    SESSION,
+    STREAM_ID_MAX,
+    TAG,
+    Cancel,
+    Message,
+    Request,
+    Response,
+    StreamCredit,
+    StreamData,
+    StreamEnd,
+)
+
+
+class DropCause(Enum):
+    """Why bytes were dropped. The values are the names of the counters in `va_status`."""
+
+    #: Bytes before the first 0xFF, such as the end of a message from before we listened.
+    GARBAGE = "garbage"
+    #: A header block was cut short by the 0xFF of the next message.
+    CUT_SHORT = "cut-short"
+    #: The start-line is none of the six of SPEC.md section 3.
+    START_LINE = "start-line"
+    #: A header is malformed, doubled, or missing.
+    HEADER = "header"
+    #: A line or a header block is longer than allowed.
+    HEADER_TOO_LONG = "header-too-long"
+    #: The length of the body is more than allowed.
+    BODY_TOO_LONG = "body-too-long"
+    #: The byte behind the body is not 0xFF.
+    UNTERMINATED = "unterminated"
+    #: The rest of the message never came.
+    ABANDONED = "abandoned"
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Something on the wire was dropped; the reader has resynchronised or is hunting."""
+
+    cause: DropCause
+
+
+Event = Message | Drop
+
+_Builder = Callable[[dict[bytes, bytes], int, bytes], Message]
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A parsed header block whose body is awaited."""
+
+    build: _Builder
+    stream: int
+    headers: dict[bytes, bytes]
+    length: int
+
+
+class _Illegal(Exception):
+    def __init__(self, cause: DropCause) -> None:
+        self.cause = cause
+
+
+def _text(headers: dict[bytes, bytes], name: bytes) -> str | None:
+    value = headers.get(name)
+    return None if value is None else value.decode("ascii")
+
+
+def _known(headers: dict[bytes, bytes], name: bytes) -> str:
+    return headers[name].decode("ascii")
+
+
+_TAG = b"x-virtagent-client-tag"
+_SESSION = b"x-virtagent-session"
+_CREDIT = b"x-virtagent-credit"
+_REASON = b"x-virtagent-reason"
+_LENGTH = b"content-length"
+_TYPE = b"content-type"
+
+#: Headers with a meaning, and what their values must look like. All others are ignored.
+_SYNTAX = {
+    _TAG: TAG,
+    _SESSION: SESSION,
+    _CREDIT: re.compile(rb"[1-9][0-9]{0,9}"),
+    _REASON: REASON,
+    # Strict decimal: no sign, no space, no underscore, all of which int() would take.
+    _LENGTH: re.compile(rb"0|[1-9][0-9]{0,9}"),
+    _TYPE: re.compile(rb"[!-~][ -~]*"),
+}
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What a start-line promises: the headers it needs, the type and size of its body, what it becomes."""
+
+    build: _Builder
+    required: tuple[bytes, ...]
+    content_type: bytes | None = None
+    body_max: int = 0
+
+
+_RPC_FORMS = {
+    b"POST /RPC2 HTTP/1.1": _Form(
+        lambda h, _, body: Request(_known(h, _TAG), body, _text(h, _SESSION)),
+        (_TAG, _LENGTH),
+        b"text/xml",
+        BODY_MAX,
+    ),
+    b"HTTP/1.1 200 OK": _Form(
+        lambda h, _, body: Response(_known(h, _TAG), body, _text(h, _SESSION)),
+        (_TAG, _LENGTH),
+        b"text/xml",
+        BODY_MAX,
+    ),
+    b"DELETE /RPC2 HTTP/1.1": _Form(lambda h, _, body: Cancel(_known(h, _TAG), _text(h, _SESSION)), (_TAG,)),
+}
+_STREAM_FORMS = {
+    b"PUT": _Form(
+        lambda h, n, body: StreamData(n, body, _text(h, _SESSION)),
+        (_LENGTH,),
+        b"application/octet-stream",
+        STREAM_BODY_MAX,
+    ),
+    b"POST": _Form(lambda h, n, body: StreamCredit(n, int(h[_CREDIT]), _text(h, _SESSION)), (_CREDIT,)),
+    b"DELETE": _Form(lambda h, n, body: StreamEnd(n, _known(h, _REASON), _text(h, _SESSION)), (_REASON,)),
+}
+_STREAM_LINE = re.compile(rb"(PUT|POST|DELETE) /streams/([1-9][0-9]{0,9}) HTTP/1\.1")
+#: A header line of RFC 9112 section 5, without obsolete folding; the value is printable ASCII and tab.
+_HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[!-~](?:[ -~\t]*[!-~])?)?)[ \t]*")
+
+
+class MessageReader:
+    """Turns the bytes of one direction of a transport into events.
+
+    Feed it in pieces of any size; the events do not depend on where the pieces end.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        #: Index of the first byte not yet dealt with: of a header block, or, with a head, of its body.
+        self._at = 0
+        self._head: _Head | None = None
+        self._hunting = True
+        #: Whether the bytes skipped while hunting belong to a drop that was already reported.
+        self._reported = False
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a message has begun and not ended."""
+        return self._head is not None or (not self._hunting and len(self._buffer) > self._at)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Event]:
+        """Take the next bytes and return what they complete, in order."""
+        self._buffer += data
+        return self._drain()
+
+    def abandon(self) -> list[Event]:
+        """Give up the unfinished message, if there is one, and hunt in what is held of it.
+
+        Returns:
+            An ABANDONED drop and whatever messages its bytes turned out to hide; empty if nothing was
+            unfinished.
+        """
+        if not self.incomplete:
+            return []
+        return [self._hunt(DropCause.ABANDONED), *self._drain()]
+
+    def _drain(self) -> list[Event]:
+        events: list[Event] = []
+        while True:
+            try:
+                event = self._next()
+            except _Illegal as illegal:
+                event = self._hunt(illegal.cause)
+            if event is None:
+                break
+            events.append(event)
+        del self._buffer[: self._at]
+        self._at = 0
+        return events
+
+    def _hunt(self, cause: DropCause) -> Drop:
+        self._head = None
+        self._hunting = self._reported = True
+        return Drop(cause)
+
+    def _next(self) -> Event | None:
+        """Return the next event, or None if it takes more bytes; raise _Illegal with _at where to hunt."""
+        if self._hunting:
+            found = self._buffer.find(0xFF, self._at)
+            skipped = (len(self._buffer) if found < 0 else found) - self._at
+            self._at += skipped
+            if skipped and not self._reported:
+                self._reported = True
+                return Drop(DropCause.GARBAGE)
+            if found < 0:
+                return None
+            self._hunting = False
+        if self._head is None:
+            self._head = self._read_head()
+            if self._head is None:
+                return None
+        return self._read_body(self._head)
+
+    def _read_head(self) -> _Head | None:
+        buffer = self._buffer
+        # Any number of 0xFF may stand between messages: one ends the last, one begins the next.
+        while self._at < len(buffer) and buffer[self._at] == 0xFF:
+            self._at += 1
+        start = self._at
+        # The limit also bounds the search: a peer that trickles bytes costs no more than one that does not.
+        limit = start + HEADER_MAX
+        end = buffer.find(b"\r\n\r\n", start, limit)
+        cut = buffer.find(0xFF, start, end if end >= 0 else limit)
+        stop = cut if cut >= 0 else end if end >= 0 else min(len(buffer), limit)
+        lines = bytes(memoryview(buffer)[start:stop]).split(b"\r\n")
+        # The last line may yet lack the LF of its CRLF. Length comes before all else, so that what a
+        # message is dropped for does not depend on where the pieces end.
+        if max(map(len, lines)) > LINE_MAX and (end >= 0 or lines[-1][LINE_MAX:] != b"\r"):
+            raise _Illegal(DropCause.HEADER_TOO_LONG)
+        if cut >= 0:
+            self._at = cut
+            raise _Illegal(DropCause.CUT_SHORT)
+        if end < 0:
+            if stop == limit:
+                raise _Illegal(DropCause.HEADER_TOO_LONG)
+            return None
+        self._at = end + 4
+        return _parse_head(lines)
+
+    def _read_body(self, head: _Head) -> Message | None:
+        end = self._at + head.length
+        if len(self._buffer) <= end:
+            return None
+        if self._buffer[end] != 0xFF:
+            raise _Illegal(DropCause.UNTERMINATED)
+        body = bytes(memoryview(self._buffer)[self._at : end])
+        self._at = end
+        self._head = None
+        return head.build(head.headers, head.stream, body)
+
+
+def _parse_head(lines: list[bytes]) -> _Head:
+    stream = 0
+    form = _RPC_FORMS.get(lines[0])
+    if form is None:
+        match = _STREAM_LINE.fullmatch(lines[0])
+        if match is None:
+            raise _Illegal(DropCause.START_LINE)
+        form = _STREAM_FORMS[match[1]]
+        stream = int(match[2])
+    headers: dict[bytes, bytes] = {}
+    for line in lines[1:]:
+        match = _HEADER_LINE.fullmatch(line)
+        if match is None:
+            raise _Illegal(DropCause.HEADER)
+        name = match[1].lower()
+        syntax = _SYNTAX.get(name)
+        if syntax is None:
+            continue
+        if name in headers or not syntax.fullmatch(match[2]):
+            raise _Illegal(DropCause.HEADER)
+        headers[name] = match[2]
+    if not all(name in headers for name in form.required):
+        raise _Illegal(DropCause.HEADER)
+    if form.content_type is not None and headers.get(_TYPE, b"").lower() != form.content_type:
+        raise _Illegal(DropCause.HEADER)
+    if stream > STREAM_ID_MAX or int(headers.get(_CREDIT, b"1")) > CREDIT_MAX:
+        raise _Illegal(DropCause.HEADER)
+    length = int(headers.get(_LENGTH, b"0"))
+    if length > form.body_max:
+        raise _Illegal(DropCause.BODY_TOO_LONG)
+    return _Head(form.build, stream, headers, length)
