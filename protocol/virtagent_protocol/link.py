@@ -266,7 +266,9 @@ class Link:
         else:
             self._heard_at = trio.current_time()
             if self._machine.below.state is LinkState.GREETING:
-                self._notify(self._machine.apply(LinkEvent.HELLO, "the other end is heard again", time.time()))
+                self._notify(
+                    self._machine.apply(LinkEvent.HELLO, "the other end is heard again", time.time())
+                )
             if isinstance(message, Request):
                 self._serving.on_request(message)
             elif isinstance(message, Response):

@@ -138,9 +138,9 @@ def _stream(method: bytes, stream: int) -> bytes:
 
 
 def _ascii(text: str) -> bytes:
-    # What is not ASCII becomes "?", which no pattern here takes for something else than it is:
-    # surrogates and the like must end as LocalProtocolError, not as UnicodeEncodeError.
-    return text.encode("ascii", "backslashreplace")
+    # What is not ASCII becomes empty, which no pattern here allows: it must end as LocalProtocolError,
+    # not as UnicodeEncodeError.
+    return text.encode("ascii") if text.isascii() else b""
 
 
 def _check_length(body: bytes, limit: int) -> None:

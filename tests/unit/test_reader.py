@@ -1,0 +1,164 @@
+"""The reader: whole, byte by byte, truncated, with trailing bytes; and whatever hypothesis thinks of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.vectors import as_bytes, as_message, load
+from virtagent_protocol.errors import LocalProtocolError
+from virtagent_protocol.limits import BODY_MAX, HEADER_MAX, STREAM_BODY_MAX
+from virtagent_protocol.messages import Cancel, Message, Request, StreamCredit, StreamData, StreamEnd, encode
+from virtagent_protocol.reader import Drop, Event, MessageReader
+
+GOOD = load("messages.json")["cases"]
+RESYNC = load("resync.json")["cases"]
+
+
+def named(cases: list[dict[str, Any]]) -> Any:
+    return pytest.mark.parametrize("case", cases, ids=[case["name"] for case in cases])
+
+
+def read(*pieces: bytes) -> list[Event]:
+    reader = MessageReader()
+    return [event for piece in pieces for event in reader.feed(piece)]
+
+
+def split(events: list[Event]) -> tuple[list[str], list[Message]]:
+    drops = [event.cause.value for event in events if isinstance(event, Drop)]
+    return drops, [event for event in events if not isinstance(event, Drop)]
+
+
+@named(GOOD)
+def test_an_encoder_gives_exactly_the_bytes_of_the_vector(case: dict[str, Any]) -> None:
+    assert encode(as_message(case["message"])) == as_bytes(case["bytes"])
+
+
+@named(GOOD)
+def test_a_message_is_read_whole_byte_by_byte_and_with_trailing_data(case: dict[str, Any]) -> None:
+    data, message = as_bytes(case["bytes"]), as_message(case["message"])
+    assert read(data) == [message]
+    assert read(*(data[i : i + 1] for i in range(len(data)))) == [message]
+    assert read(data + data[:-1]) == [message]
+    assert read(data + data, data) == [message] * 3
+
+
+@named(GOOD)
+def test_a_truncated_message_is_never_an_event(case: dict[str, Any]) -> None:
+    data = as_bytes(case["bytes"])
+    for end in range(len(data)):
+        reader = MessageReader()
+        assert reader.feed(data[:end]) == []
+        assert reader.incomplete is (end > 1)
+
+
+@named(GOOD)
+def test_a_truncated_message_costs_only_itself_once_it_is_abandoned(case: dict[str, Any]) -> None:
+    data, message = as_bytes(case["bytes"]), as_message(case["message"])
+    for end in range(2, len(data)):
+        reader = MessageReader()
+        reader.feed(data[:end])
+        drops, messages = split(reader.abandon())
+        assert drops[0] == "abandoned"
+        assert not reader.incomplete or messages == []
+        # What a body held may look like the begin of a message; then one more is given up with it.
+        reader.abandon()
+        assert message in reader.feed(data)
+
+
+@named(RESYNC)
+def test_bad_bytes_are_dropped_for_a_cause_and_the_reader_resyncs(case: dict[str, Any]) -> None:
+    data = as_bytes(case["bytes"])
+    expected = (case["drops"], [as_message(message) for message in case["messages"]])
+    assert split(read(data)) == expected
+    assert split(read(*(data[i : i + 1] for i in range(len(data))))) == expected
+
+
+def test_a_message_that_a_cut_body_has_swallowed_is_found_when_the_body_is_abandoned() -> None:
+    dead = encode(Request("dead", b"x" * 5000))[:-1000]
+    alive = Cancel("alive")
+    reader = MessageReader()
+    assert reader.feed(dead + encode(alive)) == []
+    assert split(reader.abandon()) == (["abandoned"], [alive])
+
+
+def test_a_length_over_the_limit_is_refused_before_a_byte_of_the_body_is_held() -> None:
+    reader = MessageReader()
+    head = b"\xffPOST /RPC2 HTTP/1.1\r\nContent-Type: text/xml\r\nX-Virtagent-Client-Tag: t\r\n"
+    reader.feed(head + b"Content-Length: 2097153\r\n\r\n")
+    for _ in range(100):
+        reader.feed(b"x" * 65536)
+    assert len(reader._buffer) == 0
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Cancel(""),
+        Cancel("a b"),
+        Cancel("a" * 63),
+        Cancel("\r\n"),
+        Cancel("\udcff"),
+        Cancel("t", session="short"),
+        Request("t", b"x" * (BODY_MAX + 1)),
+        StreamData(1, b"x" * (STREAM_BODY_MAX + 1)),
+        StreamData(0, b""),
+        StreamCredit(1, 0),
+        StreamCredit(2**31, 1),
+        StreamEnd(1, "two words"),
+    ],
+    ids=lambda message: repr(message)[:40],
+)
+def test_what_the_protocol_cannot_carry_is_a_local_error(message: Message) -> None:
+    with pytest.raises(LocalProtocolError):
+        encode(message)
+
+
+#: Pieces that a fuzzer would take long to find: real messages and their parts among noise.
+_pieces = st.one_of(
+    st.binary(max_size=200),
+    st.sampled_from([as_bytes(case["bytes"]) for case in GOOD + RESYNC if len(case["bytes"]) < 2000]),
+    st.sampled_from(
+        [b"\xff", b"\r\n\r\n", b"POST /RPC2 HTTP/1.1\r\n", b"Content-Length: 40\r\n", b"\xff\xff"]
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(_pieces, max_size=12), st.data())
+def test_any_bytes_give_the_same_events_however_they_are_cut(
+    pieces: list[bytes], data: st.DataObject
+) -> None:
+    whole = b"".join(pieces)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
+    parts = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    assert read(*parts) == read(whole)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(_pieces, max_size=40))
+def test_the_reader_never_holds_more_than_one_message(pieces: list[bytes]) -> None:
+    reader = MessageReader()
+    for piece in pieces:
+        reader.feed(piece)
+        assert len(reader._buffer) <= HEADER_MAX + BODY_MAX + 1 + len(piece)
+        if not reader.incomplete:
+            assert len(reader._buffer) == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(_pieces, max_size=12))
+def test_after_any_bytes_a_quiet_moment_makes_the_reader_whole_again(pieces: list[bytes]) -> None:
+    reader = MessageReader()
+    for piece in pieces:
+        reader.feed(piece)
+    # Each abandon ends one unfinished message; what it hid may be another, but never for ever.
+    for _ in range(len(b"".join(pieces)) + 1):
+        if not reader.incomplete:
+            break
+        reader.abandon()
+    assert not reader.incomplete
+    assert reader.feed(encode(Cancel("t"))) == [Cancel("t")]
