@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 
-from .logs import visible
+from .text import visible_line
 
 log = logging.getLogger("virtagent.notify")
 
@@ -29,7 +29,7 @@ def notify(state: str, *, status: str | None = None) -> None:
     # An abstract socket is written with "@" and begins with NUL.
     if address.startswith("@"):
         address = "\0" + address[1:]
-    lines = [line for line in (state, f"STATUS={visible(status)}" if status else "") if line]
+    lines = [line for line in (state, f"STATUS={visible_line(status)}" if status else "") if line]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             # A service manager that does not read must not stop the agent.

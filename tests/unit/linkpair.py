@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import trio
 import trio.testing
 
+from virtagent_protocol.errors import LinkBroken
 from virtagent_protocol.limits import Settings
 from virtagent_protocol.link import Link
 from virtagent_protocol.linkstate import LinkEvent, LinkState, Status
@@ -40,12 +41,8 @@ class Pair:
 
 
 async def run_quietly(link: Link, stream: trio.abc.Stream) -> None:
-    from virtagent_protocol.errors import LinkBroken
-
-    try:
+    with suppress(LinkBroken):
         await link.run(stream)
-    except LinkBroken:
-        pass
 
 
 @asynccontextmanager

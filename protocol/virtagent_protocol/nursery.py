@@ -1,0 +1,38 @@
+"""A nursery whose failure is the one error that its user must see."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from .errors import VirtagentError
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+
+@asynccontextmanager
+async def plain_nursery() -> AsyncIterator[trio.Nursery]:
+    """Open a nursery. A `VirtagentError` that ends it comes out as itself, not in an exception group.
+
+    Raises:
+        VirtagentError: the first, if every task that failed did so with one.
+        BaseExceptionGroup: as trio's own nursery, in all other cases: something unexpected is among them.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        errors = list(_leaves(group))
+        if all(isinstance(error, VirtagentError) for error in errors):
+            raise errors[0] from None
+        raise
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]

@@ -1,0 +1,135 @@
+"""The bridge: a QMP server on a unix socket, for any number of clients, in front of one QEMU.
+
+1. A client meets QEMU's own monitor plus the commands given here (``va_*``). Arguments, results, errors and
+   events of QEMU pass unchanged; only ``qmp_capabilities`` and ``query-commands`` are answered here.
+2. Clients run side by side; each one's commands run in order (`bridge_client`).
+3. No client can hold up QEMU, another client, or an event (`outbox`).
+4. The bridge outlives QEMU's monitor: when that is gone, or was never there, commands fail and say why.
+
+QEMU's named file descriptors (``getfd``) belong to its monitor, so the bridge's clients share their names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from virtagent_protocol import __version__
+from virtagent_protocol.errors import NotThere
+
+from . import qmp_messages
+from .bridge_client import BridgeClient
+from .private_socket import private_listener
+from .qmp import Event, QmpConnection
+from .qmp_errors import ErrorClass, QemuError
+from .qmp_messages import Request
+
+#: A command of ours: gets the members of "arguments" as they came; returns what JSON can carry (None: the
+#: empty object), or raises VirtagentError. It is cancelled when its client's connection breaks.
+CommandHandler = Callable[[dict[str, Any]], Awaitable[object]]
+
+log = logging.getLogger(__name__)
+
+
+class Bridge:
+    """A QMP server that adds commands to QEMU's.
+
+    Args:
+        commands: name → handler; they take precedence over QEMU's.
+        qmp: the connection to QEMU, or None for a VM that is attached without one.
+        log: where to say which clients came, left or were dropped.
+    """
+
+    def __init__(
+        self, commands: Mapping[str, CommandHandler], qmp: QmpConnection | None, *, log: logging.Logger = log
+    ) -> None:
+        self._commands = commands
+        self._qmp = qmp
+        self._log = log
+        self._clients: set[BridgeClient] = set()
+        self._numbers = itertools.count(1)
+
+    async def serve(
+        self, path: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve clients at *path* until cancelled; `started` is told when they can connect.
+
+        Raises:
+            CannotServe, NotThere, Forbidden: see `private_listener`.
+        """
+        unsubscribe = self._qmp.subscribe(self._emit) if self._qmp else lambda: None
+        try:
+            async with private_listener(path) as listener:
+                task_status.started()
+                await trio.serve_listeners(self._serve_client, [listener])
+        finally:
+            unsubscribe()
+
+    def broadcast(self, name: str, data: Mapping[str, object]) -> None:
+        """Emit an event of our own to every client that has negotiated. Never waits.
+
+        Args:
+            name: such as ``VA_STATE_CHANGE``.
+            data: what JSON can carry.
+        """
+        self._emit(qmp_messages.event(name, data, time.time_ns()))
+
+    def _emit(self, event: Event) -> None:
+        message = qmp_messages.encode(event)
+        for client in self._clients:
+            client.put_event(message)
+
+    async def _serve_client(self, stream: trio.SocketStream) -> None:
+        name = f"bridge client {next(self._numbers)}"
+        client = BridgeClient(name, stream, self._greeting(), self._execute, self._log)
+        self._clients.add(client)
+        self._log.debug("%s has connected", name)
+        try:
+            await client.serve()
+        except Exception:  # noqa: BLE001 - a bug in one client's session must not end the others'
+            self._log.exception("%s: internal error", name)
+        finally:
+            self._clients.remove(client)
+            self._log.debug("%s is gone", name)
+
+    async def _execute(self, request: Request) -> object:
+        handler = self._commands.get(request.command)
+        if handler is not None:
+            if request.oob:
+                raise QemuError(
+                    ErrorClass.GENERIC_ERROR.value, f"The command {request.command} does not support OOB"
+                )
+            return await handler(request.arguments or {})
+        if request.command == "query-commands" and not request.arguments and not request.oob:
+            ours = [{"name": name} for name in self._commands]
+            return ours + (await self._qmp.execute("query-commands") if self._qmp else [])
+        return await self._execute_in_qemu(request)
+
+    async def _execute_in_qemu(self, request: Request) -> object:
+        if self._qmp is None:
+            if request.command.startswith("va_"):
+                raise QemuError(
+                    ErrorClass.COMMAND_NOT_FOUND.value, f"The command {request.command} has not been found"
+                )
+            raise NotThere(
+                f"{request.command} is a command for QEMU, and this VM is attached without QMP; "
+                "to use it, attach with --qmp SOCKET"
+            )
+        if request.fd is not None:
+            return await self._qmp.execute_with_fd(request.fd, request.command, request.arguments)
+        return await self._qmp.execute(request.command, request.arguments, oob=request.oob)
+
+    def _greeting(self) -> dict[str, Any]:
+        if self._qmp is not None:
+            return self._qmp.greeting
+        numbers = [int(n) for n in re.findall(r"\d+", __version__)[:3]] + [0, 0, 0]
+        version = dict(zip(("major", "minor", "micro"), numbers, strict=False))
+        package = f"virtagent {__version__}, without QEMU's monitor"
+        return {"QMP": {"version": {"qemu": version, "package": package}, "capabilities": []}}

@@ -1,0 +1,126 @@
+"""The command line of the host: `va-host`.
+
+Commands are thin clients of the bridge that a running `va-host attach` or `launch` serves. As whole
+processes they must feel instant, so what only some of them need is imported where it is used.
+
+==============  ===========================================================
+module          commands
+==============  ===========================================================
+`service`       attach, launch, detach, list
+`guest`         status, wait, ping, capabilities, shutdown, viewfile, viewdmesg
+`qmp`           qmp, events, monitor
+`completion`    completion
+`common`        what they share: names, options, the connection
+==============  ===========================================================
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+import virtagent_protocol
+from virtagent_protocol.errors import VirtagentError
+
+from ..output import EXIT_HELP, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, PROGRAM, exit_code, put_error
+from . import completion, guest, qmp, service
+from .common import Invocation, examples
+
+_STDOUT_FAILED = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+_EPILOG = examples(
+    "va-host attach --qmp /run/vm/demo.sock --name demo",
+    "va-host wait demo --until ready && va-host viewfile demo /proc/meminfo",
+) + (
+    f"\b\n{EXIT_HELP}\n\n"
+    "Errors are one line on stderr. With --json they are one JSON object there: "
+    '{"error": {"kind": "not ready", "message": "…"}}.'
+)
+
+
+class _Commands(click.Group):
+    """The commands in the order of a VM's life, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    name=PROGRAM,
+    cls=_Commands,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--runtime-dir",
+    metavar="DIR",
+    help="Where the sockets of attached VMs are. Default: $VIRTAGENT_RUNTIME_DIR, else systemd's "
+    "$RUNTIME_DIRECTORY, else /run/virtagent for root or $XDG_RUNTIME_DIR/virtagent.",
+)
+@click.option("-v", "--verbose", count=True, help="Log more (attach and launch).")
+@click.version_option(virtagent_protocol.__version__, prog_name=PROGRAM)
+@click.pass_obj
+def app(invocation: Invocation, runtime_dir: str | None, verbose: int) -> None:
+    """Talk to the virtagent agents in QEMU's guests.
+
+    NAME is a VM's name; it may be left out while exactly one is attached.
+    """
+    invocation.runtime_dir = runtime_dir
+    invocation.verbose = verbose
+
+
+for command in (*service.COMMANDS, *guest.COMMANDS, *qmp.COMMANDS, *completion.COMMANDS):
+    app.add_command(command)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run `va-host` and return its exit status.
+
+    Args:
+        args: the command line without the program's name; default: that of this process.
+    """
+    if instruction := os.environ.get(completion.VARIABLE):
+        return completion.answer(app, instruction)
+    for stream in (sys.stdin, sys.stdout):
+        # What a guest or a user writes need not fit the locale's encoding; that is no reason to fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = _run(sys.argv[1:] if args is None else list(args))
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in _STDOUT_FAILED:
+            raise
+        # Python flushes stdout once more at its end: let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:  # Whoever read stdout has seen enough.
+            return EXIT_PIPE_CLOSED
+        failed = VirtagentError(f"cannot write to stdout: {error.strerror}")
+        put_error(failed)
+        return exit_code(failed)
+
+
+def _run(args: list[str]) -> int:
+    # click's own main() would turn a closed pipe into exit status 1 and print a line for Ctrl-C.
+    invocation = Invocation()
+    try:
+        with app.make_context(PROGRAM, args, obj=invocation) as context:
+            app.invoke(context)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except VirtagentError as error:
+        put_error(error, as_json=invocation.json)
+        return exit_code(error)
+    return invocation.status

@@ -1,0 +1,124 @@
+"""Commands that speak QMP itself: one command, the stream of events, and the monitor."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from virtagent_protocol.errors import LinkBroken
+
+from ..output import put_coloured, put_json
+from .common import Invocation, examples, json_option, timeout_option, vm_argument
+
+#: Seconds for a command of QEMU's: most take milliseconds, a few (dumps, block jobs' ends) longer.
+QMP_TIMEOUT = 30.0
+
+
+@click.command(
+    # A value may begin with a dash.
+    context_settings={"ignore_unknown_options": True},
+    epilog=examples(
+        "va-host qmp demo query-status",
+        "va-host qmp demo device_add driver=virtio-rng-pci id=rng0",
+        "va-host qmp demo blockdev-add driver=null-co node-name=n0 size=1048576",
+    ),
+)
+@click.argument("words", nargs=-1, required=True, metavar="[NAME] COMMAND [KEY=VALUE]...")
+@timeout_option(QMP_TIMEOUT, "How long to wait for the answer.")
+@json_option("the result as one JSON document on one line")
+@click.pass_obj
+def qmp(invocation: Invocation, words: tuple[str, ...], timeout: float) -> None:
+    """Run a QMP command of QEMU or a va_* one.
+
+    Prints its result as JSON.
+
+    A VALUE is JSON if it parses as such, else a string; quote a number to make it a string: id='"1"'.
+    A dotted KEY nests: file.driver=file is {"file": {"driver": "file"}}.
+    """
+    name, command, arguments = _split(words)
+    with invocation.connect(name) as client:
+        result = client.execute(command, arguments, timeout=timeout)
+    put_json(result, indent=None if invocation.json else 2)
+
+
+@click.command(
+    epilog=examples("va-host events demo --json", "va-host events demo --only VA_STATE_CHANGE --count 1")
+)
+@vm_argument()
+@click.option("--only", metavar="EVENT", multiple=True, help="Only events of this name; may be repeated.")
+@click.option("--count", type=click.IntRange(min=1), help="End after so many.")
+@timeout_option(None, "End with an error after so long; default: never.")
+@json_option("one JSON object a line")
+@click.pass_obj
+def events(
+    invocation: Invocation, name: str | None, only: tuple[str, ...], count: int | None, timeout: float | None
+) -> None:
+    """Print events, QEMU's and VA_*, as they come.
+
+    Ends when the VM is detached or QEMU ends.
+    """
+    shown = 0
+    with invocation.connect(name) as client:
+        for event in client.events(timeout=timeout):
+            if only and event["event"] not in only:
+                continue
+            _put_event(event, as_json=invocation.json)
+            # Whoever reads a pipe wants each event when it happens.
+            sys.stdout.flush()
+            shown += 1
+            if shown == count:
+                return
+    if count is not None:
+        raise LinkBroken(f"the stream of events ended after {shown} of {count}")
+
+
+@click.command(epilog=examples("va-host monitor demo", "echo 'info status' | va-host monitor demo"))
+@vm_argument()
+@timeout_option(QMP_TIMEOUT, "How long to wait for an answer of QEMU's.")
+@click.pass_obj
+def monitor(invocation: Invocation, name: str | None, timeout: float) -> None:
+    """A prompt for va_* commands and QEMU's human monitor.
+
+    va_ping, va_shutdown powerdown and so on (or by their old names: agent_ping, …) go to the guest's agent;
+    any other line, such as 'info status', goes to QEMU. Ctrl-D or 'exit' leaves the prompt; 'quit' is
+    QEMU's own and ends QEMU.
+
+    If stdin is no terminal, its lines are run one by one, and the exit status is that of the last that
+    failed. An error of QEMU's human monitor is text like any other of its answers, and does not count.
+    """
+    from ..monitor import Monitor
+
+    vm = invocation.choose(name)
+    invocation.status = Monitor(invocation.runtime, vm, timeout).run()
+
+
+def _split(words: tuple[str, ...]) -> tuple[str | None, str, dict[str, Any]]:
+    """Take ``[NAME] COMMAND [KEY=VALUE]…`` apart: a word without '=' before COMMAND is NAME."""
+    from ..arguments import parse_arguments
+
+    plain = next((i for i, word in enumerate(words) if "=" in word), len(words))
+    if plain not in (1, 2):
+        raise click.UsageError("usage: va-host qmp [NAME] COMMAND [KEY=VALUE]...")
+    try:
+        arguments = parse_arguments(words[plain:])
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return (words[0] if plain == 2 else None), words[plain - 1], arguments
+
+
+def _put_event(event: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        put_json(event)
+        return
+    import json
+    import time
+
+    stamp = event.get("timestamp", {})
+    clock = time.strftime("%H:%M:%S", time.localtime(stamp.get("seconds", 0)))
+    data = "".join(f" {key}={json.dumps(value)}" for key, value in event.get("data", {}).items())
+    put_coloured([f"{clock}.{stamp.get('microseconds', 0) // 1000:03} ", (event["event"], "1"), data])
+
+
+COMMANDS = (qmp, events, monitor)

@@ -1,0 +1,203 @@
+"""Commands about the service itself: attach and launch run it, detach ends it, list finds it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from pathlib import Path
+from typing import Any
+
+import click
+
+from virtagent_protocol.errors import VirtagentError
+from virtagent_protocol.limits import EXECUTE_MAX, SEND_MAX, Settings
+
+from ..output import put_coloured, put_json, state_colour
+from ..runtime import BadName, check_name
+from .common import Decorated, Invocation, VmName, examples, json_option, timeout_option, vm_argument
+
+#: Seconds for a service to let go of QEMU: it unplugs nothing, so this is closing a few sockets.
+DETACH_TIMEOUT = 10.0
+#: Seconds for each VM of `list`: its va-host answers by itself, and one that hangs must not hide the others.
+LIST_TIMEOUT = 2.0
+
+_UNIX = "unix:"
+
+
+def _link_options(command: Decorated) -> Decorated:
+    for option in (
+        click.option(
+            "--execute-max",
+            type=click.IntRange(min=1),
+            default=EXECUTE_MAX,
+            show_default=True,
+            help="How many of the guest's calls are executed at a time.",
+        ),
+        click.option(
+            "--send-max",
+            type=click.IntRange(min=1),
+            default=SEND_MAX,
+            show_default=True,
+            help="How many calls to the guest are in flight at a time; others wait.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command(
+    epilog=examples(
+        "va-host attach --qmp /run/vm/demo.sock --name demo",
+        "va-host attach --channel unix:/run/vm/channel.sock --name demo",
+    )
+)
+@click.option("--qmp", metavar="SOCKET", type=click.Path(path_type=Path), help="QEMU's QMP socket.")
+@click.option(
+    "--channel",
+    metavar="unix:PATH",
+    help="Without QMP: the unix socket of a channel that libvirt or another tool made.",
+)
+@click.option(
+    "--name",
+    type=VmName(),
+    metavar="NAME",
+    help="The VM's name from now on; default: the socket's file name.",
+)
+@_link_options
+@click.pass_obj
+def attach(
+    invocation: Invocation,
+    qmp: Path | None,
+    channel: str | None,
+    name: str | None,
+    send_max: int,
+    execute_max: int,
+) -> None:
+    """Attach to a running QEMU and serve its bridge.
+
+    Finds or plugs in the virtagent port, keeps the link to the guest's agent, and serves the QMP socket
+    NAME.qmp in the runtime directory. Runs in the foreground until `va-host detach`, SIGTERM or QEMU's end.
+    """
+    if (qmp is None) == (channel is None):
+        raise click.UsageError("give one of --qmp SOCKET and --channel unix:PATH")
+    if channel is not None and not channel.startswith(_UNIX):
+        raise click.BadParameter("only unix:PATH is known", param_hint="--channel")
+    channel_path = None if channel is None else Path(channel.removeprefix(_UNIX))
+
+    from ..options import AttachOptions
+    from ..service import attach_main
+
+    attach_main(
+        AttachOptions(
+            name=name or _name_of(qmp or channel_path),
+            runtime=invocation.runtime,
+            qmp=qmp,
+            channel=channel_path,
+            settings=Settings(send_max=send_max, execute_max=execute_max),
+            verbose=invocation.verbose,
+        )
+    )
+
+
+@click.command(
+    # What follows is QEMU's, options included; everything of ours comes before it.
+    context_settings={"allow_interspersed_args": False},
+    epilog=examples("va-host launch --name demo -- qemu-system-x86_64 -m 1G -drive file=demo.img"),
+)
+@click.option(
+    "--name", type=VmName(), metavar="NAME", help="The VM's name; default: that of QEMU's own -name option."
+)
+@_link_options
+@click.argument("argv", nargs=-1, required=True, metavar="-- QEMU [ARGUMENT]...")
+@click.pass_obj
+def launch(
+    invocation: Invocation, name: str | None, argv: tuple[str, ...], send_max: int, execute_max: int
+) -> None:
+    """Start QEMU and attach.
+
+    Adds the virtagent devices to the command line, and serves the bridge as attach does.
+
+    SIGTERM shuts the guest down: by its agent, else by ACPI, else by ending QEMU.
+    """
+    from ..options import LaunchOptions
+    from ..service import launch_main
+
+    launch_main(
+        LaunchOptions(
+            name=name or _name_in(argv),
+            runtime=invocation.runtime,
+            argv=argv,
+            settings=Settings(send_max=send_max, execute_max=execute_max),
+            verbose=invocation.verbose,
+        )
+    )
+
+
+@click.command(epilog=examples("va-host detach demo"))
+@vm_argument()
+@timeout_option(DETACH_TIMEOUT, "How long to wait until va-host has let go.")
+@click.pass_obj
+def detach(invocation: Invocation, name: str | None, timeout: float) -> None:
+    """End the service for a VM; QEMU and the guest run on.
+
+    Returns when va-host has closed its bridge.
+    """
+    from ..client import ConnectionEnded
+
+    # The end of the connection is what is awaited, and it may come before the answer.
+    with invocation.connect(name) as client, contextlib.suppress(ConnectionEnded):
+        client.execute("va_detach", timeout=timeout)
+        for _event in client.events(timeout=timeout):
+            pass
+
+
+@click.command("list", epilog=examples("va-host list --json"))
+@json_option("one JSON array of objects: name and the members of its status, or error")
+@click.pass_obj
+def list_(invocation: Invocation) -> None:
+    """List the attached VMs and the state of their links."""
+    runtime = invocation.runtime
+    found = [_look_at(invocation, name) for name in runtime.attached()]
+    if invocation.json:
+        put_json(found)
+        return
+    width = max((len(vm["name"]) for vm in found), default=0)
+    for vm in found:
+        state = vm.get("state", "unknown")
+        reason = vm.get("error", vm.get("reason", ""))
+        put_coloured([f"{vm['name']:{width}}  ", (f"{state:11}", state_colour(state)), f"  {reason}"])
+    if not found:
+        click.echo(f"no VM is attached in {runtime.path}", err=True)
+
+
+def _look_at(invocation: Invocation, name: str) -> dict[str, Any]:
+    from ..client import VmClient
+
+    try:
+        with VmClient.connect(invocation.runtime, name, timeout=LIST_TIMEOUT) as client:
+            return {"name": name, **client.execute("va_status", timeout=LIST_TIMEOUT)}
+    except VirtagentError as error:
+        return {"name": name, "error": f"{error.kind.value}: {error}"}
+
+
+def _name_of(socket: Path | None) -> str:
+    """Return the VM's name that a socket's file name gives: ``/run/vm/demo.sock`` → ``demo``."""
+    return _derived(socket.name.partition(".")[0] if socket else "")
+
+
+def _name_in(argv: tuple[str, ...]) -> str:
+    """Return the VM's name in a QEMU command line: ``-name demo`` or ``-name guest=demo,…``."""
+    for option, value in itertools.pairwise(argv):
+        if option in ("-name", "--name"):
+            return _derived(value.partition(",")[0].removeprefix("guest="))
+    return _derived("")
+
+
+def _derived(name: str) -> str:
+    try:
+        return check_name(name)
+    except BadName:
+        raise click.UsageError("give the VM a name with --name NAME") from None
+
+
+COMMANDS = (attach, launch, detach, list_)

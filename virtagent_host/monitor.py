@@ -1,0 +1,203 @@
+"""The monitor: lines of commands, typed at a prompt or read from a pipe.
+
+The rules:
+
+1. A line that begins with a `va_*` name, or the old `agent_*` one, is that command: values by position, or
+   ``argument=value``. ``help`` and ``exit`` are the monitor's own. Any other line is QEMU's human monitor's.
+2. Each command has its own connection. A prompt may lie idle for a day, nobody reads events meanwhile, and
+   the bridge drops a client that does not read; besides, the monitor survives a restart of va-host.
+3. A failed command prints its error and the next one is read. The exit status is that of the last failure.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from virtagent_protocol.errors import VirtagentError
+
+from .arguments import parse_value
+from .client import VmClient
+from .commands import COMMANDS, Argument, Command, InvalidArguments
+from .fetch import call, dmesg, file_parts
+from .output import EXIT_INTERRUPTED, exit_code, put, put_bytes, put_error, put_fields
+from .runtime import RuntimeDir
+
+PROMPT = "(va-host) "
+
+_ALIASES = {
+    f"agent_{topic}": f"va_{topic}" for topic in ("ping", "capabilities", "shutdown", "viewfile", "viewdmesg")
+}
+
+
+class Monitor:
+    """The commands of one VM.
+
+    Args:
+        runtime: the runtime directory.
+        name: the VM's name.
+        timeout: seconds for commands of QEMU's.
+    """
+
+    def __init__(self, runtime: RuntimeDir, name: str, timeout: float) -> None:
+        self._runtime = runtime
+        self._name = name
+        self._timeout = timeout
+
+    def run(self) -> int:
+        """Read lines until their end and return the exit status (rule 3)."""
+        status = 0
+        for line in self._typed() if sys.stdin.isatty() else sys.stdin:
+            if line.strip() == "exit":
+                break
+            try:
+                self.execute(line)
+            except VirtagentError as error:
+                status = exit_code(error)
+                sys.stdout.flush()
+                put_error(error)
+            except KeyboardInterrupt:
+                if not sys.stdin.isatty():
+                    raise
+                status = EXIT_INTERRUPTED
+                put("")
+            sys.stdout.flush()
+        return status
+
+    def execute(self, line: str) -> None:
+        """Run one line and print what it answers.
+
+        Raises:
+            VirtagentError: it failed.
+        """
+        word, _, rest = line.strip().partition(" ")
+        if not word:
+            return
+        if word in ("help", "?") and not rest:
+            self._help()
+        elif word in ("help", "?") and rest.strip().startswith(("va_", "agent_")):
+            put(described(find_command(rest.strip())))
+        elif word.startswith(("va_", "agent_")):
+            self._run(find_command(word), rest)
+        else:
+            put(self.hmp(line.strip()))
+
+    def hmp(self, line: str) -> str:
+        """Have QEMU's human monitor run a line and return its answer, without the last line's end.
+
+        Raises:
+            VirtagentError: as `VmClient.execute`.
+        """
+        arguments = {"command-line": line}
+        with self._connect() as client:
+            answer = client.execute("human-monitor-command", arguments, timeout=self._timeout)
+        return str(answer).replace("\r\n", "\n").rstrip("\n")
+
+    def _run(self, command: Command, rest: str) -> None:
+        arguments = parse_line(command, rest)
+        with self._connect() as client:
+            if command.name == "va_viewfile":
+                self._put_file(file_parts(client, **arguments))
+            elif command.name == "va_viewdmesg":
+                self._put_file(iter([dmesg(client, **arguments)]))
+            elif "timeout" in arguments:
+                put_fields(call(client, command.name, arguments, arguments["timeout"]))
+            else:
+                put_fields(client.execute(command.name, arguments, timeout=self._timeout))
+
+    def _put_file(self, parts: Iterator[bytes]) -> None:
+        last = b"\n"
+
+        def watched() -> Iterator[bytes]:
+            nonlocal last
+            for part in parts:
+                last = part[-1:] or last
+                yield part
+
+        put_bytes(watched())
+        if last != b"\n" and sys.stdin.isatty():
+            put("")  # The prompt starts on a line of its own.
+
+    def _help(self) -> None:
+        width = max(len(usage(command)) for command in COMMANDS.values())
+        for command in COMMANDS.values():
+            put(f"{usage(command):{width}} -- {command.help}")
+        old = ", ".join(_ALIASES)
+        put(f"\nOld names: {old}.\nCtrl-D or 'exit' leaves this prompt. All else is QEMU's, 'quit' too:\n")
+        put(self.hmp("help"))
+
+    def _connect(self) -> VmClient:
+        return VmClient.connect(self._runtime, self._name)
+
+    def _typed(self) -> Iterator[str]:
+        from .prompt import Completer, typed_lines
+
+        return typed_lines(PROMPT, Completer(self.hmp))
+
+
+def names() -> list[str]:
+    """Return the names of the monitor's own commands, old names and all."""
+    return [*COMMANDS, *_ALIASES, "help", "exit"]
+
+
+def find_command(word: str) -> Command:
+    """Return the `va_*` command of that name or old name.
+
+    Raises:
+        InvalidArguments: there is none.
+    """
+    try:
+        return COMMANDS[_ALIASES.get(word, word)]
+    except KeyError:
+        raise InvalidArguments(f"The command {word} has not been found; 'help' lists what there is") from None
+
+
+def typed_arguments(command: Command) -> list[Argument]:
+    """Return the arguments that may be typed: all but ``format``, for here bytes are printed as such."""
+    return [argument for argument in command.arguments if argument.name != "format"]
+
+
+def usage(command: Command) -> str:
+    """Return a command as help shows it: ``va_shutdown shutdown_mode [timeout]``."""
+    shown = (f"[{a.name}]" if a.optional else a.name for a in typed_arguments(command))
+    return " ".join([command.name, *shown])
+
+
+def described(command: Command) -> str:
+    """Return the help for one command: usage, what it does, its arguments, result and an example."""
+    lines = [usage(command), command.help]
+    for argument in typed_arguments(command):
+        notes = [argument.help, "|".join(argument.choices)]
+        if argument.default is not None:
+            notes.append(f"default {argument.default}")
+        lines.append(f"  {argument.name}: {', '.join(filter(None, notes))}")
+    lines += [f"Returns {command.returns}.", f"Example: {command.example}"]
+    return "\n".join(lines)
+
+
+def parse_line(command: Command, rest: str) -> dict[str, Any]:
+    """Return the arguments that the rest of a line means, by position or as ``argument=value``, checked.
+
+    What was left out has its default; what has none is left out.
+
+    Raises:
+        InvalidArguments: they do not fit the command's table entry.
+    """
+    try:
+        words = shlex.split(rest)
+    except ValueError as error:
+        raise InvalidArguments(f"{command.name}: {error}") from None
+    expected = {argument.name: argument for argument in typed_arguments(command)}
+    positions = iter(expected)
+    given: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or name not in expected:
+            name, value = next(positions, ""), word
+        if not name:
+            raise InvalidArguments(f"{value}: too many values; usage: {usage(command)}")
+        given[name] = value if expected[name].type == "string" else parse_value(value)
+    complete = command.complete(given)
+    return {name: complete[name] for name in expected if complete[name] is not None}

@@ -1,0 +1,63 @@
+"""What the command line tells the service: plain values, so that neither has to import the other's tools."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from virtagent_protocol.limits import Settings
+
+from .runtime import RuntimeDir
+
+
+class Ports(Enum):
+    """How the link lies on virtserialports."""
+
+    #: ``org.qemu.virtagent`` carries both directions.
+    ONE = "one"
+    #: ``org.qemu.virtagent-client`` and ``org.qemu.virtagent-server``: each direction's RPCs on its own.
+    TWO = "two"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceOptions:
+    """What `attach` and `launch` have in common.
+
+    Attributes:
+        name: the VM's name, already checked.
+        runtime: the runtime directory; the service creates it.
+        ports: one port for both directions, or one for each.
+        settings: the adjustable limits of the link.
+        verbose: how often ``-v`` was given.
+    """
+
+    name: str
+    runtime: RuntimeDir
+    ports: Ports = Ports.ONE
+    settings: Settings = field(default_factory=Settings)
+    verbose: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachOptions(ServiceOptions):
+    """`va-host attach`. Exactly one of *qmp* and *channel* is set.
+
+    Attributes:
+        qmp: QEMU's QMP socket.
+        channel: a unix socket on which a virtagent channel already is (``--channel unix:PATH``).
+    """
+
+    qmp: Path | None = None
+    channel: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions(ServiceOptions):
+    """`va-host launch`.
+
+    Attributes:
+        argv: QEMU's command line as given after ``--``, program first, not empty.
+    """
+
+    argv: tuple[str, ...]

@@ -1,0 +1,80 @@
+"""What waits to be sent to one client of the bridge: bounded, whatever the client does.
+
+Replies and events are bounded in different ways, because they can be. A client that does not read its
+replies gets no further command executed: it only waits for itself. But events come without being asked
+for, and nobody may wait for a client to take them: past the limit, the client is lost.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+import trio
+
+#: Replies that wait before the next command of this client is executed. A few let the sender and the
+#: executor overlap; each may be a few MiB.
+REPLIES_MAX = 4
+
+#: Events that wait before the client is given up. QEMU's are rare and some 150 bytes long; a thousand of
+#: them, on top of some 200 KiB in the kernel's buffers, means that nobody is reading.
+EVENTS_MAX = 1024
+EVENT_BYTES_MAX = 1024 * 1024
+
+
+class Outbox:
+    """Messages to one client, in order. `put_reply` and `put_event` never wait."""
+
+    def __init__(self) -> None:
+        self._messages: deque[tuple[bytes, bool]] = deque()
+        self._replies = 0
+        self._events = 0
+        self._event_bytes = 0
+        self._closed = False
+        self._changed = trio.lowlevel.ParkingLot()
+
+    def put_reply(self, message: bytes) -> None:
+        """Add a reply; wait for `room_for_replies` before causing it."""
+        self._replies += 1
+        self._put(message, is_event=False)
+
+    def put_event(self, message: bytes) -> bool:
+        """Add an event; False, and nothing was added, if too many wait already."""
+        if self._events >= EVENTS_MAX or self._event_bytes + len(message) > EVENT_BYTES_MAX:
+            return False
+        self._events += 1
+        self._event_bytes += len(message)
+        self._put(message, is_event=True)
+        return True
+
+    async def room_for_replies(self) -> None:
+        """Wait until fewer than `REPLIES_MAX` replies wait."""
+        while self._replies >= REPLIES_MAX:
+            await self._changed.park()
+
+    def close(self) -> None:
+        """Let `send_all` return once everything has been sent."""
+        self._closed = True
+        self._changed.unpark_all()
+
+    async def send_all(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+        """Send what is put in, in order, until closed and empty."""
+        while True:
+            while not self._messages:
+                if self._closed:
+                    return
+                await self._changed.park()
+            message, is_event = self._messages[0]
+            await send(message)
+            # Counted until it has left, so that what is being sent is within the limits, too.
+            self._messages.popleft()
+            if is_event:
+                self._events -= 1
+                self._event_bytes -= len(message)
+            else:
+                self._replies -= 1
+            self._changed.unpark_all()
+
+    def _put(self, message: bytes, *, is_event: bool) -> None:
+        self._messages.append((message, is_event))
+        self._changed.unpark_all()

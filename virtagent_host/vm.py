@@ -1,0 +1,133 @@
+"""One attached VM: the link to its guest's agent, and what the `va_*` commands need of it.
+
+It knows nothing of sockets, QEMU or clients: the service feeds it, the bridge calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any
+
+import trio
+
+from virtagent_protocol import __version__
+from virtagent_protocol.errors import FaultCode, RemoteFault
+from virtagent_protocol.limits import Settings
+from virtagent_protocol.link import Link
+from virtagent_protocol.linkstate import Status
+from virtagent_protocol.machine import boot_id
+from virtagent_protocol.registry import Registry
+from virtagent_protocol.session import Role, Session
+from virtagent_protocol.values import Value, as_struct, member
+
+#: Emits an event to the bridge's clients: its name and its data.
+Emit = Callable[[str, dict[str, object]], None]
+
+
+def _nobody(name: str, data: dict[str, object]) -> None:
+    pass
+
+
+class Vm:
+    """A VM by its name; implements `commands.VirtualMachine`.
+
+    Args:
+        name: as the user calls it.
+        settings: the adjustable limits of the link.
+
+    Attributes:
+        link: the link to the guest's agent; run by the service.
+        emit: where VA_* events go; set by the service.
+        detached: set when the service is to end.
+        facts: what the service wants `va_status` to tell besides: socket paths, ids.
+    """
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self.emit: Emit = _nobody
+        self.detached = trio.Event()
+        self.facts: dict[str, object] = {}
+        self.link = Link(
+            Role.HOST,
+            f"va-host {__version__}",
+            Registry(),
+            boot_id=boot_id(),
+            settings=settings,
+            on_status=self._on_status,
+            on_session=self._on_session,
+        )
+        #: What the guest offers, of the last va.capabilities; None if not asked in this session.
+        self._methods: frozenset[str] | None = None
+
+    async def call(self, method: str, *params: Value) -> Value:
+        """Call a method of the guest that its capabilities list.
+
+        Raises:
+            VirtagentError: see `Link.call`. A method that is not listed is a METHOD_NOT_FOUND without a call.
+        """
+        if self._methods is None:
+            await self.renegotiate()
+        assert self._methods is not None
+        if method not in self._methods:
+            session = self.link.session
+            agent = session.peer.agent if session else "the guest's agent"
+            raise RemoteFault(
+                FaultCode.METHOD_NOT_FOUND,
+                f"{agent} has no method '{method}'; va_capabilities lists what it has",
+            )
+        return await self.link.call(method, *params)
+
+    async def renegotiate(self) -> Value:
+        """Call the guest's `va.capabilities`, keep its list of methods for this session, and return it."""
+        answer = as_struct(await self.link.call("va.capabilities"), "the answer to va.capabilities")
+        self._methods = frozenset(name for name in member(answer, "methods", list) if isinstance(name, str))
+        return answer
+
+    async def wait_for(self, state: str) -> None:
+        """Return once the link is in this state."""
+        await self.link.wait_for(lambda status: status.state.value == state)
+
+    def status(self) -> dict[str, Any]:
+        """Return name, state, reason, since (RFC 3339), the peer, the service's facts, and all figures."""
+        session = self.link.session
+        peer: dict[str, object] = {}
+        if session is not None:
+            peer = {"agent": session.peer.agent, "protocol": session.protocol, "session": session.id}
+        return {
+            "name": self.name,
+            **_status(self.link.status),
+            **peer,
+            **self.facts,
+            "figures": self.link.figures(),
+        }
+
+    async def detach(self) -> None:
+        """Let the service end."""
+        self.detached.set()
+
+    def _on_status(self, status: Status) -> None:
+        self.emit("VA_STATE_CHANGE", {"name": self.name, **_status(status)})
+
+    def _on_session(self, session: Session, previous: Session | None) -> None:
+        self._methods = None
+        peer = session.peer
+        self.emit(
+            "VA_GUEST_HELLO",
+            {
+                "name": self.name,
+                "agent": peer.agent,
+                "protocol": session.protocol,
+                "boot-id": peer.boot_id,
+                "rebooted": previous is not None and previous.peer.boot_id != peer.boot_id,
+            },
+        )
+
+
+def _status(status: Status) -> dict[str, object]:
+    since = datetime.fromtimestamp(status.since, timezone.utc)
+    return {
+        "state": status.state.value,
+        "reason": status.reason,
+        "since": since.isoformat(timespec="milliseconds"),
+    }
