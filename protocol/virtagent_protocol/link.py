@@ -345,7 +345,7 @@ class Link:
             self.counters.sessions += 1
             self._calls.begin(session.id, hello.limits)
             self._serving.begin(hello.limits)
-            _log.info("session %s: %s", session.id, ascii(reason))
+            _log.info("session %s: %s", session.id, reason)
             self._notify(self._machine.apply(LinkEvent.HELLO, reason, time.time()))
             self._on_session(session, previous)
         elif self._machine.below.state is LinkState.GREETING:

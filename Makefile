@@ -1,0 +1,71 @@
+# virtagent: `make help` lists what there is. Nothing has to be installed before, see scripts/setup.sh.
+
+PYTHON ?= python3
+DESTDIR ?=
+export PYTHONUNBUFFERED = 1
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+VENV := .venv/bin
+BUNDLE := build/va-guest.pyz
+CONTRIB := contrib/systemd/va-guest.service contrib/systemd/90-virtagent.rules contrib/guest.toml
+# Named after its recipe: it is rebuilt when that changes, whatever git does to time stamps.
+ROOTFS := build/guest/rootfs-$(shell sha256sum scripts/build_rootfs.sh | cut -c 1-12).tar
+IMAGE := build/guest/disk.img
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-unit test-integration test-guest check setup guest-bundle guest-image install-guest clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r target text; do printf '  %-18s %s\n' $$target "$$text"; done
+
+demo: setup guest-image ## boot a Debian guest, attach to it, call it, shut it down
+	@$(VENV)/python scripts/demo.py
+
+test: setup guest-image ## run all tests
+	@$(VENV)/pytest
+
+test-unit: setup ## run the tests without I/O
+	@$(VENV)/pytest tests/unit
+
+test-integration: setup ## run the tests with processes and sockets
+	@$(VENV)/pytest tests/integration
+
+test-guest: setup guest-image ## run the tests on a real guest
+	@$(VENV)/pytest tests/guest
+
+check: setup ## lint, format check and type check
+	@echo "check: ruff, mypy"
+	@$(VENV)/ruff check
+	@$(VENV)/ruff format --check
+	@$(VENV)/mypy
+
+setup: ## install Debian packages and .venv, if missing
+	@scripts/setup.sh $(PYTHON)
+
+guest-bundle: $(BUNDLE) ## make build/va-guest.pyz, the agent in one file
+
+guest-image: $(IMAGE) ## make build/guest/{vmlinuz,initrd.img,disk.img}
+
+install-guest: ## install agent, unit, udev rule and configuration under DESTDIR
+	@test -f $(BUNDLE) || { echo "$(BUNDLE) is missing: run make guest-bundle" >&2; exit 1; }
+	install -D -m 0755 $(BUNDLE) $(DESTDIR)/usr/local/bin/va-guest
+	install -D -m 0644 contrib/systemd/va-guest.service $(DESTDIR)/etc/systemd/system/va-guest.service
+	install -D -m 0644 contrib/systemd/90-virtagent.rules $(DESTDIR)/etc/udev/rules.d/90-virtagent.rules
+	test -e $(DESTDIR)/etc/virtagent/guest.toml || install -D -m 0644 contrib/guest.toml $(DESTDIR)/etc/virtagent/guest.toml
+
+clean: ## remove what was built; .venv stays
+	rm -rf build
+
+$(BUNDLE): scripts/build_bundle.py pyproject.toml $(shell find virtagent_guest protocol/virtagent_protocol -name '*.py') | setup
+	@echo "guest-bundle: $@"
+	@$(VENV)/python scripts/build_bundle.py $@
+
+$(ROOTFS): | setup
+	@echo "guest-image: Debian root file system (takes half a minute)"
+	@mkdir -p $(@D)
+	@rm -f build/guest/rootfs-*.tar
+	@$(SUDO) scripts/build_rootfs.sh $@
+
+$(IMAGE): $(ROOTFS) $(BUNDLE) $(CONTRIB) scripts/build_disk.sh | setup
+	@echo "guest-image: $@"
+	@$(SUDO) scripts/build_disk.sh $(ROOTFS) $(@D)

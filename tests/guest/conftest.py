@@ -1,0 +1,53 @@
+"""Fixtures for the tests on a real guest.
+
+* `guest`: one booted VM for the whole session, machine ``pc``. For tests that leave it as they found it.
+* A test that reboots, breaks or shuts down its guest starts its own, with `tests.guest.vm.running_vm`.
+
+A test that fails shows where the log of its guest is, and how the log ends.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Generator, Iterator
+
+import pytest
+import trio
+
+from tests.guest.vm import Vm
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_by_sigterm(request: pytest.FixtureRequest) -> None:
+    """Make SIGTERM (a CI's timeout) end the session like Ctrl-C: fixtures clean up, no QEMU is left."""
+
+    def end(*_: object) -> None:
+        request.session.shouldstop = "SIGTERM"
+        # SIGINT is what trio knows how to deliver to its tasks.
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
+    """A booted guest without any virtagent device, shared by all tests of the session."""
+    vm = Vm(tmp_path_factory.mktemp("guest"))
+    try:
+        vm.start()
+        trio.run(vm.booted)
+        yield vm
+    finally:
+        vm.stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the shared guest's log to the report of a test that failed on it."""
+    report = yield
+    for vm in getattr(item, "funcargs", {}).values():
+        if isinstance(vm, Vm) and report.failed:
+            report.sections.append((f"guest's log: {vm.console_log}", vm.log_tail()))
+    return report
