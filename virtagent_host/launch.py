@@ -20,6 +20,7 @@ import trio
 
 from virtagent_protocol.deadline import call_deadline
 from virtagent_protocol.errors import LinkBroken, NotThere, VirtagentError
+from virtagent_protocol.logs import set_up
 
 from .commands import CALL_TIMEOUT
 from .devices import cold_plug_arguments
@@ -43,14 +44,20 @@ _REAP_PATIENCE = 5.0
 AGENT_UNTIL, ACPI_UNTIL, QUIT_UNTIL = 45.0, 80.0, 90.0
 
 
-async def launch(options: LaunchOptions) -> None:
-    """Start QEMU and serve it until it ends; see `service.launch_main`.
+def launch_main(options: LaunchOptions) -> None:
+    """Run `va-host launch` until QEMU ends.
 
     Raises:
         NotThere: no such program.
         LinkBroken: QEMU ended by itself before it could be served, or crashed.
         VirtagentError: see `serve_qemu`.
     """
+    set_up("va-host", verbose=options.verbose > 0)
+    trio.run(launch, options)
+
+
+async def launch(options: LaunchOptions) -> None:
+    """Start QEMU and serve it until it ends; see `launch_main`."""
     options.runtime.create()
     paths = options.runtime.vm(options.name)
     with lock(paths):

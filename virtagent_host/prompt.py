@@ -16,7 +16,7 @@ from pathlib import Path
 
 from virtagent_protocol.errors import VirtagentError
 
-from .monitor import find_command, names, typed_arguments
+from .vocabulary import find_command, names, typed_arguments
 
 #: Lines of history; a number nobody scrolls past.
 HISTORY_MAX = 1000

@@ -5,13 +5,13 @@ The rules:
 1. One process serves one VM, under a lock on its name.
 2. The service lives as long as QEMU does. The link beneath it comes and goes, and is opened again by itself.
 3. What QEMU says about the port (VSERPORT_CHANGE and others) is a hint; only hello makes a link ready.
-4. SIGTERM, SIGINT and `va_detach` end the service and leave QEMU, guest and devices as they are.
+4. `va_detach` ends the service and leaves QEMU, guest and devices as they are. What else ends it is the
+   business of those who run it (`attach`, `launch`).
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -21,16 +21,13 @@ import trio
 
 from virtagent_protocol.errors import LinkBroken, NotReady
 from virtagent_protocol.linkstate import LinkEvent
-from virtagent_protocol.logs import set_up
 from virtagent_protocol.notify import notify
 from virtagent_protocol.nursery import plain_nursery
 
 from .bridge import Bridge
 from .commands import bind
 from .devices import Channel, ensure_channel, find_channel, is_taken
-from .options import AttachOptions, LaunchOptions
-from .qmp import Event, QmpConnection, open_qmp
-from .runtime import lock
+from .qmp import Event, QmpConnection
 from .vm import Vm
 
 log = logging.getLogger("virtagent.host")
@@ -45,52 +42,8 @@ DETACH_GRACE = 0.2
 _NO_AGENT = "no agent has opened the port yet"
 
 
-def attach_main(options: AttachOptions) -> None:
-    """Run `va-host attach` until the service ends.
-
-    Raises:
-        VirtagentError: it could not begin, or QEMU broke off.
-    """
-    set_up("va-host", verbose=options.verbose > 0)
-    trio.run(attach, options)
-
-
-def launch_main(options: LaunchOptions) -> None:
-    """Run `va-host launch` until QEMU ends.
-
-    Raises:
-        VirtagentError: QEMU could not be started, or broke off.
-    """
-    from .launch import launch
-
-    set_up("va-host", verbose=options.verbose > 0)
-    trio.run(launch, options)
-
-
-async def attach(options: AttachOptions) -> None:
-    """Serve a running VM; see `attach_main`."""
-    options.runtime.create()
-    paths = options.runtime.vm(options.name)
-    with lock(paths):
-        vm = Vm(options.name, options.settings)
-        if options.qmp is None:
-            assert options.channel is not None
-            await _Service(vm, None, options.channel).run(paths.bridge, stop_on_signal)
-            return
-        async with open_qmp(options.qmp) as qmp:
-            await serve_qemu(vm, qmp, paths.chardev, paths.bridge, stop_on_signal)
-
-
 #: A task of the service that ends it by returning, such as on a signal.
 Stopper = Callable[[Vm, QmpConnection | None], Any]
-
-
-async def stop_on_signal(vm: Vm, qmp: QmpConnection | None) -> None:
-    """Return on SIGTERM or SIGINT."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            log.info("%s: %s, QEMU runs on", vm.name, signal.Signals(number).name)
-            return
 
 
 async def serve_qemu(vm: Vm, qmp: QmpConnection, chardev: Path, bridge: Path, stopper: Stopper) -> None:
@@ -115,11 +68,18 @@ async def serve_qemu(vm: Vm, qmp: QmpConnection, chardev: Path, bridge: Path, st
             f"another program is connected to chardev '{channel.chardev}' ({channel.path}): "
             "end that one (is it a va-host with another --name or --runtime-dir?)"
         )
-    await _Service(vm, qmp, channel.path, channel).run(bridge, stopper)
+    await Service(vm, qmp, channel.path, channel).run(bridge, stopper)
 
 
-class _Service:
-    """The tasks of one VM."""
+class Service:
+    """The tasks of one VM.
+
+    Args:
+        vm: the VM.
+        qmp: its QEMU, or None if it is attached without QMP.
+        path: the channel's socket.
+        channel: the port, if QEMU was asked for it.
+    """
 
     def __init__(self, vm: Vm, qmp: QmpConnection | None, path: Path, channel: Channel | None = None) -> None:
         self._vm = vm
@@ -133,6 +93,11 @@ class _Service:
             vm.facts |= {"chardev": channel.chardev, "port": channel.port}
 
     async def run(self, bridge_path: Path, stopper: Stopper) -> None:
+        """Serve until QEMU ends, `va_detach` is called, or *stopper* returns.
+
+        Raises:
+            VirtagentError: the bridge cannot be served, or QEMU broke off without saying that it ends.
+        """
         bridge = Bridge(bind(self._vm), self._qmp)
         self._vm.emit = bridge.broadcast
         async with plain_nursery() as nursery:

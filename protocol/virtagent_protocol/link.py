@@ -3,14 +3,11 @@
 The rules:
 
 1. A `Link` outlives its transports. `run` serves one of them; whoever owns the link opens the next.
-2. One task reads and one task writes. The reader waits for nothing but bytes.
-3. A third task greets. Its hello is the heartbeat as well: while the peer is heard, it is idle;
-   when the peer is silent, or its messages make no sense, it says hello, and an answer with
-   the known epochs proves that nothing is wrong.
-4. No timer alone throws anything away. While *ready*, only an unanswered hello makes the reader
+2. One task reads and one task writes. The reader waits for nothing but bytes. A third one greets.
+3. No timer alone throws anything away. While *ready*, only an unanswered hello makes the reader
    give up an unfinished message, and then the session still stands: the jobs live on until their
-   own deadlines, and the link is ready again when the peer answers.
-5. While the VM is stopped, silence means nothing.
+   own deadlines, and the link is ready again when the peer is heard.
+4. While the VM is stopped, silence means nothing.
 """
 
 from __future__ import annotations
@@ -19,23 +16,21 @@ import logging
 import math
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable
 
 import trio
 
-from . import xmlrpc
 from .builtin import add_builtin
 from .calls import ClientJobs
 from .counters import Counters
-from .errors import Fault, FaultCode, LinkBroken, NotReady, ProtocolError
+from .errors import LinkBroken, NotReady
+from .greeting import PATIENCE, Greeter
 from .limits import PeerLimits, Settings
 from .linkstate import LinkEvent, LinkState, LinkStateMachine, Status
 from .messages import Cancel, Message, Request, Response
-from .outbox import Outbox, Outgoing
+from .outbox import Outbox
 from .reader import Drop, Event, MessageReader
 from .registry import Registry
-from .sendqueue import Lane
 from .serving import ServerJobs
 from .session import Hello, Role, Session, establish
 from .values import Struct, Value
@@ -46,16 +41,8 @@ _log = logging.getLogger("virtagent.link")
 READ_SIZE = 65536 + 4096
 #: Seconds without a byte after which an unfinished message is given up (greeting) or doubted (ready).
 STALL = 1.0
-#: Seconds before an unanswered hello is repeated; doubled each time. More than STALL: a message that
-#: swallowed a hello must have been given up before the next one comes.
-HELLO_RETRY_MIN = 2.0
-HELLO_RETRY_MAX = 16.0
-#: Seconds of silence after which a hello asks whether the peer is still there.
-HEARTBEAT = 15.0
-#: Seconds that a heartbeat may stay unanswered. A guest under TCG that boots other things may well take some.
-HEARTBEAT_PATIENCE = 10.0
-#: Seconds between hellos that the peer's own messages provoke, at least.
-DOUBT_INTERVAL = 1.0
+
+_TALKING = (LinkState.READY, LinkState.FROZEN)
 
 
 class Link:
@@ -88,13 +75,8 @@ class Link:
         settings = settings or Settings()
         add_builtin(registry, agent)
         self.counters = Counters()
-        self._own = Hello(
-            role,
-            "0" * 16,
-            agent,
-            boot_id,
-            limits=PeerLimits(requests=settings.execute_max + settings.queue_max),
-        )
+        limits = PeerLimits(requests=settings.execute_max + settings.queue_max)
+        self._own = Hello(role, "0" * 16, agent, boot_id, limits=limits)
         self._on_status = on_status
         self._on_session = on_session
         self._machine = LinkStateMachine(time.time())
@@ -103,18 +85,13 @@ class Link:
         self._outbox = Outbox()
         self._calls = ClientJobs(settings, self._outbox, self.counters)
         self._serving = ServerJobs(registry, settings, self._outbox, self.counters)
+        self._greeter = Greeter(self, self._outbox, self._calls.next_tag, self.counters)
         self._reader = MessageReader()
         self._session: Session | None = None
         #: The last peer heard of, kept over the loss of a session: it tells a restart from a reboot.
         self._last_session: Session | None = None
+        #: What ended the transport.
         self._loss: str | None = None
-
-        self._heard_at = -math.inf
-        self._doubt = trio.Event()
-        self._hello_tags: deque[str] = deque(maxlen=8)
-        self._hello_out: Outgoing | None = None
-        self._hello_answer_out: Outgoing | None = None
-        self._hello_done = trio.Event()
 
     # --- What the owner sees -------------------------------------------------------------------------
 
@@ -155,8 +132,7 @@ class Link:
             LocalProtocolError: a parameter cannot be carried.
             RemoteProtocolError: the answer makes no sense.
         """
-        below = self._machine.below
-        if self._session is None or below.state not in (LinkState.READY, LinkState.FROZEN):
+        if self._session is None or self._machine.below.state not in _TALKING:
             raise NotReady(f"{self.status.state.value}: {self.status.reason}")
         return await self._calls.call(method, list(params))
 
@@ -173,14 +149,8 @@ class Link:
 
     def resume(self) -> None:
         """The VM runs again."""
-        self._heard_at = trio.current_time()
+        self._greeter.heard()
         self._notify(self._machine.resume())
-
-    def _notify(self, changed: bool) -> None:
-        if changed:
-            self._status_changed.set()
-            self._status_changed = trio.Event()
-            self._on_status(self.status)
 
     # --- The life of a transport ---------------------------------------------------------------------
 
@@ -195,20 +165,19 @@ class Link:
         self._own = self._own.at(secrets.token_hex(8))
         self._reader = MessageReader()
         self._loss = None
-        self._hello_tags.clear()
         try:
             async with trio.open_nursery() as nursery:
                 self._calls.open(self._own.epoch)
                 self._serving.open(nursery)
                 nursery.start_soon(self._read, stream, nursery.cancel_scope)
                 nursery.start_soon(self._write, stream, nursery.cancel_scope)
-                nursery.start_soon(self._greet)
+                nursery.start_soon(self._greeter.run, self._own)
         finally:
             reason = self._loss or "the link was closed"
             self._end_session(reason)
             self._serving.close()
             self._outbox.clear()
-            self._notify(self._machine.apply(LinkEvent.LOST, reason, time.time()))
+            self._apply(LinkEvent.LOST, reason)
         raise LinkBroken(reason)
 
     async def _read(self, stream: trio.abc.Stream, link_scope: trio.CancelScope) -> None:
@@ -221,13 +190,13 @@ class Link:
                     if self._machine.below.state is LinkState.GREETING:
                         self._handle(self._reader.abandon())
                         continue
-                    self._doubt.set()
+                    self._greeter.doubt()
                     data = await stream.receive_some(READ_SIZE)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                data, self._loss = b"", f"the channel failed: {error or type(error).__name__}"
+                self._lost(_how(error), link_scope)
+                return
             if not data:
-                self._loss = self._loss or "the other end closed the channel"
-                link_scope.cancel()
+                self._lost("the other end closed the channel", link_scope)
                 return
             self.counters.bytes_in += len(data)
             self._handle(self._reader.feed(data))
@@ -238,12 +207,15 @@ class Link:
             try:
                 await stream.send_all(outgoing.data)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                self._loss = self._loss or f"the channel failed: {error or type(error).__name__}"
-                link_scope.cancel()
+                self._lost(_how(error), link_scope)
                 return
             self.counters.bytes_out += len(outgoing.data)
             self.counters.messages_out += 1
             outgoing.on_written()
+
+    def _lost(self, reason: str, link_scope: trio.CancelScope) -> None:
+        self._loss = self._loss or reason
+        link_scope.cancel()
 
     # --- Messages in ---------------------------------------------------------------------------------
 
@@ -251,24 +223,21 @@ class Link:
         for event in events:
             if isinstance(event, Drop):
                 self.counters.drops[event.cause.value] += 1
-                self._doubt.set()
+                self._greeter.doubt()
             else:
                 self.counters.messages_in += 1
                 self._dispatch(event)
 
     def _dispatch(self, message: Message) -> None:
-        if message.session is None and isinstance(message, Request):
-            self._on_hello(message)
-        elif message.session is None and isinstance(message, Response):
-            self._on_hello_answer(message)
+        if message.session is None and isinstance(message, Response):
+            self._greeter.on_response(message)
+        elif message.session is None and isinstance(message, Request):
+            if not self._greeter.on_request(message):
+                self._stranger()
         elif self._session is None or message.session != self._session.id:
             self._stranger()
         else:
-            self._heard_at = trio.current_time()
-            if self._machine.below.state is LinkState.GREETING:
-                self._notify(
-                    self._machine.apply(LinkEvent.HELLO, "the other end is heard again", time.time())
-                )
+            self._heard_again()
             if isinstance(message, Request):
                 self._serving.on_request(message)
             elif isinstance(message, Response):
@@ -282,75 +251,57 @@ class Link:
     def _stranger(self) -> None:
         """Something came from another session, or none: find out who is there."""
         self.counters.drops["session"] += 1
-        self._doubt.set()
+        self._greeter.doubt()
 
-    # --- Hello ---------------------------------------------------------------------------------------
+    def _heard_again(self) -> None:
+        self._greeter.heard()
+        if self._machine.below.state is LinkState.GREETING:
+            self._apply(LinkEvent.HELLO, "the other end is heard again, in the same session")
 
-    def _on_hello(self, request: Request) -> None:
-        try:
-            name, params = xmlrpc.decode_call(request.body)
-            if name != "va.hello":
-                self._stranger()
-                return
-            if len(params) != 1:
-                raise Fault(FaultCode.INVALID_PARAMS, "va.hello takes one struct")
-            self._meet(Hello.from_value(params[0]))
-            body = xmlrpc.encode_result(self._own.to_value())
-        except ProtocolError as error:
-            body = xmlrpc.encode_fault(FaultCode.INVALID_REQUEST, str(error))
-        except Fault as fault:
-            self._refused(fault.message)
-            body = xmlrpc.encode_fault(fault.code, fault.message)
-        # One answer at a time waits: a peer that floods hellos and reads nothing costs one message.
-        if self._hello_answer_out is not None and self._outbox.discard(self._hello_answer_out):
-            self.counters.drops["overload"] += 1
-        self._hello_answer_out = self._outbox.put(Response(request.tag, body), Lane.REPLY)
+    # --- Sessions: what the greeter tells (greeting.Greeted) -----------------------------------------
 
-    def _on_hello_answer(self, response: Response) -> None:
-        if response.tag not in self._hello_tags:
-            self.counters.drops["late-reply"] += 1
-            return
-        try:
-            value, fault = xmlrpc.decode_response(response.body)
-            if fault is not None:
-                self._refused(f"the other end refused our hello: {fault[1]}")
-                return
-            self._meet(Hello.from_value(value))
-        except ProtocolError as error:
-            self._refused(f"the other end's hello makes no sense: {error}")
-        except Fault as own_fault:
-            self._refused(own_fault.message)
+    @property
+    def ready(self) -> bool:
+        """Whether a session stands."""
+        return self._session is not None
 
-    def _refused(self, reason: str) -> None:
-        self._end_session(reason)
-        self._notify(self._machine.apply(LinkEvent.LOST, reason, time.time()))
+    async def until_speaking(self) -> None:
+        """Return when the port is open and the VM is not stopped."""
+        await self.wait_for(lambda status: status.state is LinkState.GREETING or status.state in _TALKING)
 
-    def _meet(self, hello: Hello) -> None:
-        """Enter the session with the peer of this hello. Raises Fault if there can be none."""
+    def meet(self, hello: Hello) -> None:
+        """Enter the session with the peer of this hello.
+
+        Raises:
+            Fault: there can be none.
+        """
         session = establish(self._own, hello)
+        if self._session is not None and session.id == self._session.id:
+            self._heard_again()
+            return
         previous = self._last_session
-        self._heard_at = trio.current_time()
-        self._hello_done.set()
-        if self._session is None or session.id != self._session.id:
-            if previous is None:
-                reason = f"{hello.agent} said hello"
-            elif hello.boot_id != previous.peer.boot_id:
-                reason = f"the {hello.role.value} was rebooted, {hello.agent} said hello"
-            else:
-                reason = (
-                    f"the {hello.role.value}'s agent was restarted or reconnected, {hello.agent} said hello"
-                )
-            self._end_session(reason)
-            self._session = self._last_session = session
-            self.counters.sessions += 1
-            self._calls.begin(session.id, hello.limits)
-            self._serving.begin(hello.limits)
-            _log.info("session %s: %s", session.id, reason)
-            self._notify(self._machine.apply(LinkEvent.HELLO, reason, time.time()))
-            self._on_session(session, previous)
-        elif self._machine.below.state is LinkState.GREETING:
-            reason = f"{hello.agent} answers again, in the same session"
-            self._notify(self._machine.apply(LinkEvent.HELLO, reason, time.time()))
+        reason = _arrival(hello, previous.peer if previous else None)
+        self._end_session(reason)
+        self._session = self._last_session = session
+        self.counters.sessions += 1
+        self._calls.begin(session.id, hello.limits)
+        self._serving.begin(hello.limits)
+        _log.info("session %s: %s", session.id, reason)
+        self._apply(LinkEvent.HELLO, reason)
+        self._on_session(session, previous)
+
+    def refused(self, reason: str) -> None:
+        """There can be no session with whoever is there."""
+        self._end_session(reason)
+        self._apply(LinkEvent.LOST, reason)
+
+    def unanswered(self, ready: bool) -> None:
+        """A hello was not answered: what is unfinished will never be finished."""
+        if self.status.state is LinkState.PAUSED:
+            return
+        if ready:
+            self._apply(LinkEvent.LOST, f"no answer to a heartbeat within {PATIENCE:g} s")
+        self._handle(self._reader.abandon())
 
     def _end_session(self, reason: str) -> None:
         if self._session is not None:
@@ -360,49 +311,24 @@ class Link:
         self._calls.reset(f"the call's session has ended: {reason}")
         self._serving.reset()
 
-    async def _greet(self) -> None:
-        retry = HELLO_RETRY_MIN
-        while True:
-            await self.wait_for(_speaking)
-            asked_at = trio.current_time()
-            ready = self._session is not None
-            self._say_hello()
-            with trio.move_on_after(HEARTBEAT_PATIENCE if ready else retry):
-                await self._hello_done.wait()
-            if self._hello_done.is_set() or (self._session is not None and self._heard_at >= asked_at):
-                retry = HELLO_RETRY_MIN
-                await self._until_in_doubt()
-            elif self._machine.status.state is not LinkState.PAUSED:
-                retry = min(2 * retry, HELLO_RETRY_MAX)
-                self._unanswered()
+    def _apply(self, event: LinkEvent, reason: str) -> None:
+        self._notify(self._machine.apply(event, reason, time.time()))
 
-    def _say_hello(self) -> None:
-        # The one before may still wait for a writer that is blocked: this one replaces it.
-        if self._hello_out is not None:
-            self._outbox.discard(self._hello_out)
-        tag = self._calls.next_tag()
-        self._hello_tags.append(tag)
-        self._hello_done = trio.Event()
-        self._doubt = trio.Event()
-        body = xmlrpc.encode_call("va.hello", [self._own.to_value()])
-        self._hello_out = self._outbox.put(Request(tag, body), Lane.REPLY)
-
-    def _unanswered(self) -> None:
-        if self._machine.below.state in (LinkState.READY, LinkState.FROZEN):
-            reason = f"no answer to a heartbeat within {HEARTBEAT_PATIENCE:g} s"
-            self._notify(self._machine.apply(LinkEvent.LOST, reason, time.time()))
-        self._handle(self._reader.abandon())
-
-    async def _until_in_doubt(self) -> None:
-        """Return when the peer has been silent for HEARTBEAT seconds, or makes no sense."""
-        met_at = trio.current_time()
-        while trio.current_time() < self._heard_at + HEARTBEAT:
-            with trio.move_on_at(self._heard_at + HEARTBEAT):
-                await self._doubt.wait()
-                # However much nonsense comes, hellos are not provoked faster than this.
-                await trio.sleep_until(met_at + DOUBT_INTERVAL)
-                return
+    def _notify(self, changed: bool) -> None:
+        if changed:
+            self._status_changed.set()
+            self._status_changed = trio.Event()
+            self._on_status(self.status)
 
 
-def _speaking(status: Status) -> bool:
-    return status.state in (LinkState.GREETING, LinkState.READY, LinkState.FROZEN)
+def _how(error: Exception) -> str:
+    return f"the channel failed: {error or type(error).__name__}"
+
+
+def _arrival(peer: Hello, before: Hello | None) -> str:
+    """Return how a peer came to say hello, in words."""
+    if before is None:
+        return f"{peer.agent} said hello"
+    if peer.boot_id != before.boot_id:
+        return f"the {peer.role.value} was rebooted, {peer.agent} said hello"
+    return f"the {peer.role.value}'s agent was restarted or reconnected, {peer.agent} said hello"

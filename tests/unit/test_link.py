@@ -7,8 +7,7 @@ import trio
 import trio.testing
 
 from tests.unit.linkpair import linked, make_link, ready
-from virtagent_protocol import link as link_module
-from virtagent_protocol import xmlrpc
+from virtagent_protocol import greeting, xmlrpc
 from virtagent_protocol.deadline import call_deadline
 from virtagent_protocol.errors import (
     CallTimeout,
@@ -19,6 +18,7 @@ from virtagent_protocol.errors import (
     SessionReset,
 )
 from virtagent_protocol.limits import Settings
+from virtagent_protocol.link import Link
 from virtagent_protocol.linkstate import LinkEvent, LinkState
 from virtagent_protocol.messages import Request, Response, StreamData, encode
 from virtagent_protocol.registry import Call, Registry
@@ -48,7 +48,7 @@ def echo_registry() -> Registry:
     return registry
 
 
-def links() -> tuple[link_module.Link, link_module.Link]:
+def links() -> tuple[Link, Link]:
     return make_link(Role.HOST, echo_registry()), make_link(Role.GUEST, echo_registry())
 
 
@@ -264,7 +264,7 @@ async def test_an_idle_link_keeps_a_heartbeat_and_its_session(autojump_clock: tr
     async with linked(*links()) as pair:
         session = pair.host.session
         before = pair.host.counters.messages_in
-        await trio.sleep(10 * link_module.HEARTBEAT)
+        await trio.sleep(10 * greeting.HEARTBEAT)
         assert pair.host.session is session
         assert 8 <= pair.host.counters.messages_in - before <= 30
 

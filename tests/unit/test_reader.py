@@ -18,7 +18,7 @@ GOOD = load("messages.json")["cases"]
 RESYNC = load("resync.json")["cases"]
 
 
-def named(cases: list[dict[str, Any]]) -> Any:
+def named(cases: list[dict[str, Any]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=[case["name"] for case in cases])
 
 

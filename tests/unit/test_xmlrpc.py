@@ -26,7 +26,7 @@ _HEAD = "<?xml version='1.0'?><methodResponse><params><param>"
 _TAIL = "</param></params></methodResponse>"
 
 
-def named(kind: str) -> Any:
+def named(kind: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", VECTORS[kind], ids=[case["name"] for case in VECTORS[kind]])
 
 

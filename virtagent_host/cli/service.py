@@ -84,8 +84,8 @@ def attach(
         raise click.BadParameter("only unix:PATH is known", param_hint="--channel")
     channel_path = None if channel is None else Path(channel.removeprefix(_UNIX))
 
+    from ..attach import attach_main
     from ..options import AttachOptions
-    from ..service import attach_main
 
     attach_main(
         AttachOptions(
@@ -119,8 +119,8 @@ def launch(
 
     SIGTERM shuts the guest down: by its agent, else by ACPI, else by ending QEMU.
     """
+    from ..launch import launch_main
     from ..options import LaunchOptions
-    from ..service import launch_main
 
     launch_main(
         LaunchOptions(

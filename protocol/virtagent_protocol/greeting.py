@@ -1,0 +1,182 @@
+"""Hello, said and answered: who is at the other end, and is it still there (SPEC.md section 4)?
+
+The rules:
+
+1. Hello is repeated, ever more slowly, until it is answered. Each has a tag of its own; the answer to any
+   of the last few counts, for the channel keeps their order.
+2. It is the heartbeat as well. While the peer is heard, nothing is said; when it is silent, or its
+   messages make no sense (*doubt*), hello asks. Doubt is not answered faster than DOUBT_INTERVAL.
+3. One hello and one answer at a time wait to be sent. A peer that floods hellos and reads nothing costs
+   one message.
+4. What follows from a hello is the link's business: `meet`, `refused` and `unanswered` tell it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from . import xmlrpc
+from .counters import Counters
+from .errors import Fault, FaultCode, ProtocolError
+from .messages import Request, Response
+from .outbox import Outbox, Outgoing
+from .sendqueue import Lane
+from .session import Hello
+
+METHOD = "va.hello"
+
+#: Seconds before an unanswered hello is repeated; doubled each time. More than the stall of a reader: a
+#: message that swallowed a hello must have been given up before the next one comes.
+RETRY_MIN = 2.0
+RETRY_MAX = 16.0
+#: Seconds of silence after which a hello asks whether the peer is still there.
+HEARTBEAT = 15.0
+#: Seconds that a heartbeat may stay unanswered. A guest under TCG that boots other things may well take some.
+PATIENCE = 10.0
+#: Seconds between hellos that the peer's own messages provoke, at least.
+DOUBT_INTERVAL = 1.0
+#: Hellos whose answers still count: those of a guest that was asked while it booted come all at once.
+REMEMBERED = 8
+
+
+class Greeted(Protocol):
+    """What a greeter needs of its link."""
+
+    def meet(self, hello: Hello) -> None:
+        """The peer has said who it is. Raises Fault if there can be no session with it."""
+
+    def refused(self, reason: str) -> None:
+        """There can be no session, for this reason."""
+
+    def unanswered(self, ready: bool) -> None:
+        """A hello was not answered in time; *ready*: it was a heartbeat."""
+
+    async def until_speaking(self) -> None:
+        """Return when somebody may hear us: the port is open and the VM is not stopped."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a session stands."""
+
+
+class Greeter:
+    """Says hello and answers it, for one link.
+
+    Args:
+        link: who is told what follows.
+        outbox: where messages go.
+        next_tag: makes tags.
+        counters: what is counted.
+    """
+
+    def __init__(
+        self, link: Greeted, outbox: Outbox, next_tag: Callable[[], str], counters: Counters
+    ) -> None:
+        self._link = link
+        self._outbox = outbox
+        self._next_tag = next_tag
+        self._counters = counters
+        self._own: Hello | None = None
+        self._heard_at = -math.inf
+        self._doubt = trio.Event()
+        self._answered = trio.Event()
+        self._tags: deque[str] = deque(maxlen=REMEMBERED)
+        self._question: Outgoing | None = None
+        self._answer: Outgoing | None = None
+
+    def heard(self) -> None:
+        """The peer gave a sign of life, or could not have: the VM was stopped until now."""
+        self._heard_at = trio.current_time()
+
+    def doubt(self) -> None:
+        """Something came that makes no sense in this session: ask who is there."""
+        self._doubt.set()
+
+    async def run(self, own: Hello) -> None:
+        """Greet on a newly opened transport, until cancelled.
+
+        Args:
+            own: what this end says of itself, with the transport's epoch.
+        """
+        self._own = own
+        self._tags.clear()
+        retry = RETRY_MIN
+        while True:
+            await self._link.until_speaking()
+            asked_at = trio.current_time()
+            heartbeat = self._link.ready
+            self._ask(own)
+            with trio.move_on_after(PATIENCE if heartbeat else retry):
+                await self._answered.wait()
+            if self._answered.is_set() or (self._link.ready and self._heard_at >= asked_at):
+                retry = RETRY_MIN
+                await self._until_in_doubt()
+            else:
+                retry = min(2 * retry, RETRY_MAX)
+                self._link.unanswered(heartbeat)
+
+    def on_request(self, request: Request) -> bool:
+        """Answer a request that belongs to no session; False if it is no hello and was not answered."""
+        assert self._own is not None
+        try:
+            name, params = xmlrpc.decode_call(request.body)
+            if name != METHOD:
+                return False
+            if len(params) != 1:
+                raise Fault(FaultCode.INVALID_PARAMS, f"{METHOD} takes one struct")
+            self._meet(Hello.from_value(params[0]))
+            body = xmlrpc.encode_result(self._own.to_value())
+        except ProtocolError as error:
+            body = xmlrpc.encode_fault(FaultCode.INVALID_REQUEST, str(error))
+        except Fault as fault:
+            self._link.refused(fault.message)
+            body = xmlrpc.encode_fault(fault.code, fault.message)
+        if self._answer is not None and self._outbox.discard(self._answer):
+            self._counters.drops["overload"] += 1
+        self._answer = self._outbox.put(Response(request.tag, body), Lane.REPLY)
+        return True
+
+    def on_response(self, response: Response) -> None:
+        """Take a response that belongs to no session: the answer to a hello of ours, or nobody's."""
+        if response.tag not in self._tags:
+            self._counters.drops["late-reply"] += 1
+            return
+        try:
+            value, fault = xmlrpc.decode_response(response.body)
+            if fault is not None:
+                self._link.refused(f"the other end refused our hello: {fault[1]}")
+            else:
+                self._meet(Hello.from_value(value))
+        except ProtocolError as error:
+            self._link.refused(f"the other end's hello makes no sense: {error}")
+        except Fault as own_fault:
+            self._link.refused(own_fault.message)
+
+    def _meet(self, hello: Hello) -> None:
+        self._link.meet(hello)
+        self.heard()
+        self._answered.set()
+
+    def _ask(self, own: Hello) -> None:
+        # The one before may still wait for a writer that is blocked: this one replaces it.
+        if self._question is not None:
+            self._outbox.discard(self._question)
+        tag = self._next_tag()
+        self._tags.append(tag)
+        self._answered = trio.Event()
+        self._doubt = trio.Event()
+        request = Request(tag, xmlrpc.encode_call(METHOD, [own.to_value()]))
+        self._question = self._outbox.put(request, Lane.REPLY)
+
+    async def _until_in_doubt(self) -> None:
+        met_at = trio.current_time()
+        while trio.current_time() < self._heard_at + HEARTBEAT:
+            with trio.move_on_at(self._heard_at + HEARTBEAT):
+                await self._doubt.wait()
+                await trio.sleep_until(met_at + DOUBT_INTERVAL)
+                return
