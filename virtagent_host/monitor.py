@@ -14,12 +14,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from virtagent_protocol.errors import VirtagentError
+from virtagent_protocol.errors import EXIT_STATUS, VirtagentError
 
 from .client import VmClient
 from .commands import COMMANDS, Command
 from .fetch import call, dmesg, file_parts
-from .output import EXIT_INTERRUPTED, exit_code, put, put_bytes, put_error, put_fields
+from .output import EXIT_INTERRUPTED, put, put_bytes, put_error, put_fields
 from .prompt import Completer, typed_lines
 from .runtime import RuntimeDir
 from .vocabulary import ALIASES, described, find_command, parse_line, usage
@@ -50,7 +50,7 @@ class Monitor:
             try:
                 self.execute(line)
             except VirtagentError as error:
-                status = exit_code(error)
+                status = EXIT_STATUS[error.kind]
                 sys.stdout.flush()
                 put_error(error)
             except KeyboardInterrupt:

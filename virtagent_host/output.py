@@ -7,7 +7,7 @@ The rules:
 2. On a terminal, control characters are made visible, whoever they came from; our own colour is added
    after that. Into a pipe or file goes what the guest sent, unchanged.
 3. Colour only on a terminal, and not if ``$NO_COLOR`` is set (no-color.org).
-4. The exit status follows from the kind of failure, here and nowhere else.
+4. The exit status follows from the kind of failure (`errors.EXIT_STATUS`).
 """
 
 from __future__ import annotations
@@ -17,20 +17,11 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from virtagent_protocol.errors import FailureKind, VirtagentError
+from virtagent_protocol.errors import VirtagentError
 from virtagent_protocol.text import VisibleDecoder, visible, visible_line
 
 PROGRAM = "va-host"
 
-#: sysexits-free: small numbers that a script can tell apart. 2 is a usage error, as everywhere.
-EXIT_OF_KIND = {
-    FailureKind.REFUSED: 1,
-    FailureKind.NOT_THERE: 3,
-    FailureKind.NOT_READY: 4,
-    FailureKind.FORBIDDEN: 5,
-    FailureKind.TIMED_OUT: 6,
-    FailureKind.BROKEN: 6,
-}
 #: What a shell reports for a program ended by the signal (128 + its number): SIGINT, SIGPIPE.
 EXIT_INTERRUPTED = 130
 EXIT_PIPE_CLOSED = 141
@@ -41,11 +32,6 @@ no service), 4 not ready, 5 forbidden, 6 timed out or broken."""
 
 _GREEN, _YELLOW, _RED, _BOLD = "32", "33", "31", "1"
 _COLOUR_OF_STATE = {"ready": _GREEN, "no-port": _RED}
-
-
-def exit_code(error: VirtagentError) -> int:
-    """Return the exit status for an error (rule 4)."""
-    return EXIT_OF_KIND[error.kind]
 
 
 def on_terminal() -> bool:

@@ -52,6 +52,10 @@ EventCallback = Callable[[Event], None]
 #: then the connection stays in the listen queue and no greeting ever comes.
 GREETING_TIMEOUT = 5.0
 
+#: QEMU (7.2) now and then drops, without a word, a client that comes right after another has left; the next
+#: attempt works.
+OPEN_ATTEMPTS = 3
+
 #: Commands with QEMU at a time. QEMU queues 8 (QMP_REQ_QUEUE_LEN_MAX) and then stops reading its monitor,
 #: out-of-band commands included; one less keeps that lane open.
 IN_FLIGHT_MAX = 7
@@ -321,16 +325,31 @@ async def open_qmp(
         NotThere: no such socket, nobody listens, or what listens speaks no QMP.
         Forbidden: the socket's permissions.
         NotReady: another client holds the monitor.
-        LinkBroken: QEMU went away while greeting.
+        LinkBroken: what listens there closes the connection before it has greeted.
     """
+    deadline = trio.current_time() + patience
+    for attempt in range(1, OPEN_ATTEMPTS + 1):
+        async with _session(path, name or str(path)) as connection:
+            with trio.move_on_at(deadline):
+                await connection._settled.wait()
+            try:
+                connection._check_greeted()
+            except LinkBroken:
+                if attempt < OPEN_ATTEMPTS:
+                    continue
+                raise
+            yield connection
+            return
+
+
+@asynccontextmanager
+async def _session(path: Path, name: str) -> AsyncIterator[QmpConnection]:
+    """Connect and begin to talk; at the end of the block, the connection and its thread are gone."""
     with _connect(path) as sock, sock.dup() as handle:
-        connection = QmpConnection(name or str(path), sock)
-        thread = threading.Thread(target=connection._run, name=f"qmp {connection.name}", daemon=True)
+        connection = QmpConnection(name, sock)
+        thread = threading.Thread(target=connection._run, name=f"qmp {name}", daemon=True)
         thread.start()
         try:
-            with trio.move_on_after(patience):
-                await connection._settled.wait()
-            connection._check_greeted()
             yield connection
         finally:
             # The loop sees the end of its stream and cleans up after itself, in bounded time.

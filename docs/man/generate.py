@@ -13,7 +13,7 @@ import click
 import virtagent_protocol
 from virtagent_host.cli import app
 from virtagent_host.commands import COMMANDS
-from virtagent_host.output import EXIT_OF_KIND
+from virtagent_protocol.errors import EXIT_STATUS
 
 _ENVIRONMENT = {
     "VIRTAGENT_RUNTIME_DIR": "The runtime directory, unless --runtime-dir is given.",
@@ -53,7 +53,7 @@ def page() -> Iterator[str]:
         yield _text(f"{bridged.help} Returns {bridged.returns}.")
     yield ".SH EXIT STATUS"
     meanings = {0: ["done"], 1: [], 2: ["usage error"]}
-    for kind, status in EXIT_OF_KIND.items():
+    for kind, status in EXIT_STATUS.items():
         meanings.setdefault(status, []).append(kind.value)
     for status, kinds in meanings.items():
         yield from _entry(str(status), " or ".join(kinds))

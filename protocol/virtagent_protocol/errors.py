@@ -46,6 +46,17 @@ class FailureKind(Enum):
     BROKEN = "broken"
 
 
+#: Kind → exit status of `va-host` and `va-guest`. 0 is success, 2 is a usage error, as everywhere.
+EXIT_STATUS = {
+    FailureKind.REFUSED: 1,
+    FailureKind.NOT_THERE: 3,
+    FailureKind.NOT_READY: 4,
+    FailureKind.FORBIDDEN: 5,
+    FailureKind.TIMED_OUT: 6,
+    FailureKind.BROKEN: 6,
+}
+
+
 class FaultCode(IntEnum):
     """Fault codes on the wire (SPEC.md section 9).
 

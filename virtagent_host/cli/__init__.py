@@ -25,9 +25,9 @@ from collections.abc import Sequence
 import click
 
 import virtagent_protocol
-from virtagent_protocol.errors import VirtagentError
+from virtagent_protocol.errors import EXIT_STATUS, VirtagentError
 
-from ..output import EXIT_HELP, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, PROGRAM, exit_code, put_error
+from ..output import EXIT_HELP, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, PROGRAM, put_error
 from . import completion, guest, qmp, service
 from .common import Invocation, examples
 
@@ -106,7 +106,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return EXIT_PIPE_CLOSED
         failed = VirtagentError(f"cannot write to stdout: {error.strerror}")
         put_error(failed)
-        return exit_code(failed)
+        return EXIT_STATUS[failed.kind]
 
 
 def _run(args: list[str]) -> int:
@@ -122,5 +122,5 @@ def _run(args: list[str]) -> int:
         return error.exit_code
     except VirtagentError as error:
         put_error(error, as_json=invocation.json)
-        return exit_code(error)
+        return EXIT_STATUS[error.kind]
     return invocation.status

@@ -1,0 +1,128 @@
+"""The agent's service: opens the channel, runs the link on it, opens it again when it is lost.
+
+The rules:
+
+1. One `Link` lives as long as the agent; transports come and go under it.
+2. The service is ready, for systemd, as soon as a host could reach it.
+3. A device that cannot be opened at start is an error to exit with: a person or systemd decides.
+   One that was lost gets `REOPEN_TIME` to come back. A socket's other end is waited for without limit.
+4. SIGTERM and SIGINT end everything at once, and that is success.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+from collections.abc import Iterator
+
+import trio
+
+from virtagent_protocol import __version__
+from virtagent_protocol.errors import Forbidden, LinkBroken, VirtagentError
+from virtagent_protocol.link import Link
+from virtagent_protocol.linkstate import LinkEvent
+from virtagent_protocol.machine import boot_id
+from virtagent_protocol.notify import notify
+from virtagent_protocol.nursery import plain_nursery
+from virtagent_protocol.session import Role
+
+from .config import Config
+from .methods import all_methods
+from .transports import Report, Transport, make_transport
+
+log = logging.getLogger("virtagent.guest")
+
+#: Seconds before the first and between the last attempts to open a channel again.
+BACKOFF_MIN, BACKOFF_MAX = 0.1, 5.0
+#: Seconds after which a lost device that has not come back will not. Then the agent exits, and systemd
+#: starts it again if the device does: a process that waits for a removed port helps nobody.
+REOPEN_TIME = 15.0
+#: Seconds a transport must have served for its loss to be a new incident and the backoff to start anew.
+STABLE_TIME = 10.0
+
+
+async def serve(config: Config) -> None:
+    """Run the agent until a signal ends it.
+
+    Raises:
+        NotThere, NotReady, Forbidden, LinkBroken: the channel cannot be opened (rule 3).
+    """
+    transport = make_transport(config.channel)
+    try:
+        async with plain_nursery() as nursery:
+            await nursery.start(_end_on_signal, nursery.cancel_scope)
+            await _serve_forever(transport)
+    finally:
+        transport.close()
+
+
+async def _serve_forever(transport: Transport) -> None:
+    link = Link(
+        Role.GUEST,
+        f"va-guest {__version__}",
+        all_methods(),
+        boot_id=boot_id(),
+        on_status=lambda status: notify("", status=f"{status.state.value}: {status.reason}"),
+    )
+
+    def report(peer: bool, state: str) -> None:
+        log.info("%s", state)
+        notify("READY=1")
+        link.hint(LinkEvent.PORT_OPENED if peer else LinkEvent.PORT_CLOSED, state)
+
+    pauses = _backoff()
+    patience = math.inf if transport.patient else 0.0
+    while True:
+        async with await _open(transport, report, pauses, patience) as stream:
+            opened = trio.current_time()
+            try:
+                await link.run(stream)
+            except LinkBroken as error:
+                log.warning("%s: %s", transport.path, error)
+                link.hint(LinkEvent.PORT_REMOVED, str(error))
+        if trio.current_time() - opened > STABLE_TIME:
+            pauses = _backoff()
+        patience = max(patience, REOPEN_TIME)
+        await trio.sleep(next(pauses))
+
+
+async def _open(
+    transport: Transport, report: Report, pauses: Iterator[float], patience: float
+) -> trio.abc.Stream:
+    """Open the transport, trying for *patience* seconds."""
+    deadline = trio.current_time() + patience
+    told = ""
+    while True:
+        try:
+            return await transport.open(report)
+        except Forbidden:
+            raise
+        except VirtagentError as error:
+            pause = next(pauses)
+            if trio.current_time() + pause > deadline:
+                raise
+            # Once, not at each attempt.
+            if str(error) != told:
+                told = str(error)
+                log.warning("%s; trying again", told)
+                notify("", status=told)
+        await trio.sleep(pause)
+
+
+def _backoff() -> Iterator[float]:
+    pause = BACKOFF_MIN
+    while True:
+        yield pause
+        pause = min(2 * pause, BACKOFF_MAX)
+
+
+async def _end_on_signal(
+    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("%s: stopping", signal.Signals(number).name)
+            notify("STOPPING=1", status="stopping")
+            scope.cancel()

@@ -1,0 +1,192 @@
+"""virtio-serial: a port /dev/virtio-ports/NAME, as that character device really behaves.
+
+The rules:
+
+1. An empty read is not an end of file: it says that the host has not opened its side *now*.
+   EAGAIN on a read says that it has. The stream waits in both cases; it ends only with the device.
+2. A level-triggered poll cannot wait for the host: while it is absent, POLLIN and POLLHUP are set
+   all the time, so `trio.lowlevel.FdStream` would report a false end of file on read and burn a
+   whole CPU on write (EAGAIN, wait, woken at once by POLLHUP, EAGAIN, …).
+3. Edges can: an own epoll with the port registered for EPOLLIN, EPOLLOUT *and* EPOLLET, itself
+   readable, is what trio waits for. (EPOLLIN alone never wakes on connect.)
+4. Each direction has an epoll of its own. The reader task and the writer task wait at the same
+   time; on one shared epoll the first to wake would consume the edge that the other waits for.
+5. No edge is lost: an epoll remembers an edge until it is asked, so one that comes between the
+   failed attempt and the wait makes that wait return at once. A stale one costs one more attempt.
+6. A host that closes and reconnects at once is not seen at all. Only the link's greeting finds it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable
+
+import trio
+
+from virtagent_protocol.errors import VirtagentError
+
+from .base import Report, Transport, open_error
+
+#: Default size of one read. A read returns at most one of the port's buffers anyway (a page or so).
+RECEIVE_SIZE = 64 * 1024
+
+
+class VirtioPort(Transport):
+    """A virtio-serial port. It has one opener at a time: a second open fails with EBUSY."""
+
+    async def open(self, report: Report) -> VirtioPortStream:
+        await trio.lowlevel.checkpoint()
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._explained(error) from error
+
+        def on_host(connected: bool) -> None:
+            state = "the host is connected" if connected else "waiting for the host"
+            report(connected, f"{state} on {self.path}")
+
+        on_host(connected=False)
+        return VirtioPortStream(fd, on_host)
+
+    def _explained(self, error: OSError) -> VirtagentError:
+        return open_error(
+            self.path,
+            error,
+            absent="add the port on the host (`va-host attach` does), or name another one with -p",
+            busy="another process holds the port, stop it (is va-guest.service running already?)",
+        )
+
+
+class VirtioPortStream(trio.abc.Stream):
+    """A byte stream on an open virtio-serial port. It never reports an end of file.
+
+    Args:
+        fd: of the port, opened for reading and writing with O_NONBLOCK. The stream owns it.
+        on_host: called with True when the host is seen to be there, with False when it is seen to have gone
+            and all that it left has been received. At first it counts as gone. A hint, see rule 6.
+    """
+
+    def __init__(self, fd: int, on_host: Callable[[bool], None] = lambda connected: None) -> None:
+        self._fd = fd
+        self._on_host = on_host
+        self._host_connected = False
+        self._readable = _Edges(fd)
+        self._writable = _Edges(fd)
+        self._receiving = _Exclusive("another task is receiving on this port")
+        self._sending = _Exclusive("another task is sending on this port")
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return at least one byte, waiting for the host as long as it takes.
+
+        Raises:
+            trio.BrokenResourceError: the device is gone or failed.
+            trio.ClosedResourceError: the stream was closed, perhaps by another task meanwhile.
+            trio.BusyResourceError: another task is receiving.
+        """
+        size = RECEIVE_SIZE if max_bytes is None else max_bytes
+        if size < 1:
+            raise ValueError("max_bytes must be at least 1")
+        with self._receiving:
+            self._check_open()
+            await trio.lowlevel.checkpoint()
+            while True:
+                try:
+                    data = os.read(self._fd, size)
+                except BlockingIOError:
+                    self._host_is(connected=True)
+                except OSError as error:
+                    raise self._broken(error) from error
+                else:
+                    if data:
+                        return data
+                    self._host_is(connected=False)
+                await self._readable.wait()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Write all of *data*, waiting while the port is full or the host is absent.
+
+        What is written may still vanish: the device drops what a host has not read when it closes.
+
+        Raises:
+            trio.BrokenResourceError: the device is gone or failed.
+            trio.ClosedResourceError: the stream was closed, perhaps by another task meanwhile.
+            trio.BusyResourceError: another task is sending.
+        """
+        with self._sending:
+            self._check_open()
+            await trio.lowlevel.checkpoint()
+            with memoryview(data) as view:
+                sent = 0
+                while sent < len(view):
+                    try:
+                        sent += os.write(self._fd, view[sent:])
+                    except BlockingIOError:
+                        await self._writable.wait()
+                    except OSError as error:
+                        raise self._broken(error) from error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Return at once: the device cannot tell without being written to, and the contract allows it."""
+        with self._sending:
+            self._check_open()
+            await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            self._readable.close()
+            self._writable.close()
+            os.close(fd)
+        await trio.lowlevel.checkpoint()
+
+    def _check_open(self) -> None:
+        if self._fd < 0:
+            raise trio.ClosedResourceError("the port was closed")
+
+    def _broken(self, error: OSError) -> trio.BrokenResourceError | trio.ClosedResourceError:
+        # After aclose() by another task the read or write fails with EBADF, and it is not the device's fault.
+        if self._fd < 0:
+            return trio.ClosedResourceError("the port was closed")
+        return trio.BrokenResourceError(f"the port failed: {error.strerror}")
+
+    def _host_is(self, *, connected: bool) -> None:
+        if connected != self._host_connected:
+            self._host_connected = connected
+            self._on_host(connected)
+
+
+class _Edges:
+    """The wake-ups of one direction of a port."""
+
+    def __init__(self, fd: int) -> None:
+        self._epoll = select.epoll()
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+
+    async def wait(self) -> None:
+        """Return after something about the port has changed since the last wait."""
+        await trio.lowlevel.wait_readable(self._epoll.fileno())
+        # Another task may have closed the stream since this one was woken.
+        if not self._epoll.closed:
+            self._epoll.poll(0)
+
+    def close(self) -> None:
+        # Wakes the task in wait(), if there is one, with ClosedResourceError.
+        trio.lowlevel.notify_closing(self._epoll.fileno())
+        self._epoll.close()
+
+
+class _Exclusive:
+    """A block that one task may be in at a time; a second one is a bug of the caller, and raises."""
+
+    def __init__(self, complaint: str) -> None:
+        self._complaint = complaint
+        self._taken = False
+
+    def __enter__(self) -> None:
+        if self._taken:
+            raise trio.BusyResourceError(self._complaint)
+        self._taken = True
+
+    def __exit__(self, *_exc: object) -> None:
+        self._taken = False
