@@ -54,6 +54,7 @@ class Link:
         registry: the methods offered to the peer; the built-in ones are added to it.
         boot_id: of this machine, for hello.
         settings: the limits of this end.
+        crc: whether the channel may change bytes (a serial line), so that every message needs a checksum.
         on_status: called with each new status; must return at once.
         on_session: called with each new session and the one before it, if any; must return at once.
 
@@ -69,6 +70,7 @@ class Link:
         *,
         boot_id: str = "",
         settings: Settings | None = None,
+        crc: bool = False,
         on_status: Callable[[Status], None] = lambda status: None,
         on_session: Callable[[Session, Session | None], None] = lambda session, previous: None,
     ) -> None:
@@ -76,7 +78,7 @@ class Link:
         add_builtin(registry, agent)
         self.counters = Counters()
         limits = PeerLimits(requests=settings.execute_max + settings.queue_max)
-        self._own = Hello(role, "0" * 16, agent, boot_id, limits=limits)
+        self._own = Hello(role, "0" * 16, agent, boot_id, limits=limits, crc=crc)
         self._on_status = on_status
         self._on_session = on_session
         self._machine = LinkStateMachine(time.time())
@@ -164,6 +166,7 @@ class Link:
         """
         self._own = self._own.at(secrets.token_hex(8))
         self._reader = MessageReader()
+        self._outbox.crc = self._own.crc
         self._loss = None
         try:
             async with trio.open_nursery() as nursery:
@@ -284,6 +287,7 @@ class Link:
         self._end_session(reason)
         self._session = self._last_session = session
         self.counters.sessions += 1
+        self._outbox.crc = self._reader.crc_required = session.crc
         self._calls.begin(session.id, hello.limits)
         self._serving.begin(hello.limits)
         _log.info("session %s: %s", session.id, reason)

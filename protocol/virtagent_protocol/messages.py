@@ -5,11 +5,14 @@ One form for everything, HTTP/1.1 syntax and no HTTP connection semantics::
     0xFF  start-line CRLF  *(header CRLF)  CRLF  body  0xFF
 
 `encode` is the only place that writes it; `reader.MessageReader` the only one that reads it.
+
+On a channel that may change bytes, such as a serial line, the last header is a checksum of all else.
 """
 
 from __future__ import annotations
 
 import re
+import zlib
 from dataclasses import dataclass
 
 from .errors import LocalProtocolError
@@ -86,8 +89,22 @@ class StreamEnd:
 Message = Request | Response | Cancel | StreamData | StreamCredit | StreamEnd
 
 
-def encode(message: Message) -> bytes:
+def checksum(lines: list[bytes], body: bytes) -> bytes:
+    """Return the value of X-Virtagent-CRC: CRC-32 (as zlib has it), 8 lower-case hexadecimal digits.
+
+    Args:
+        lines: start-line and headers but X-Virtagent-CRC, in their order, without CRLF.
+        body: the body.
+    """
+    return b"%08x" % zlib.crc32(body, zlib.crc32(b"".join(line + b"\r\n" for line in lines)))
+
+
+def encode(message: Message, *, crc: bool = False) -> bytes:
     """Return the bytes of a message, with the 0xFF before and behind it.
+
+    Args:
+        message: what to send.
+        crc: whether to add the checksum.
 
     Raises:
         LocalProtocolError: a field is not what SPEC.md section 3 allows; nothing may be sent.
@@ -121,6 +138,8 @@ def encode(message: Message) -> bytes:
             raise LocalProtocolError(f"a session is two epochs of 16 hex digits, not {message.session!r}")
         head.append(b"X-Virtagent-Session: " + session)
     head.append(b"Content-Length: %d" % len(body))
+    if crc:
+        head.append(b"X-Virtagent-CRC: " + checksum(head, body))
     return b"".join((_MAGIC, b"\r\n".join(head), b"\r\n\r\n", body, _MAGIC))
 
 

@@ -35,9 +35,14 @@ class Outgoing:
 
 
 class Outbox:
-    """A `SendQueue` of `Outgoing` with a way to wait for the next one."""
+    """A `SendQueue` of `Outgoing` with a way to wait for the next one.
+
+    Attributes:
+        crc: whether messages get a checksum.
+    """
 
     def __init__(self) -> None:
+        self.crc = False
         self._queue: SendQueue[Outgoing] = SendQueue()
         self._filled = trio.Event()
 
@@ -57,7 +62,7 @@ class Outbox:
         Raises:
             LocalProtocolError: the message is not one that the protocol allows; nothing was queued.
         """
-        outgoing = Outgoing(encode(message), on_taken, on_written)
+        outgoing = Outgoing(encode(message, crc=self.crc), on_taken, on_written)
         self._queue.put(outgoing, lane)
         self._filled.set()
         return outgoing

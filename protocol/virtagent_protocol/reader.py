@@ -36,6 +36,7 @@ from .messages import (
     StreamCredit,
     StreamData,
     StreamEnd,
+    checksum,
 )
 
 
@@ -54,6 +55,8 @@ class DropCause(Enum):
     HEADER_TOO_LONG = "header-too-long"
     #: The length of the body is more than allowed.
     BODY_TOO_LONG = "body-too-long"
+    #: The checksum is wrong, or missing where the session has agreed on it.
+    CRC = "crc"
     #: The byte behind the body is not 0xFF.
     UNTERMINATED = "unterminated"
     #: The rest of the message never came.
@@ -74,9 +77,10 @@ _Builder = Callable[[dict[bytes, bytes], int, bytes], Message]
 
 @dataclass(frozen=True)
 class _Head:
-    """A parsed header block whose body is awaited."""
+    """A parsed header block whose body is awaited; *checked* are the lines that its checksum covers."""
 
     build: _Builder
+    checked: list[bytes]
     stream: int
     headers: dict[bytes, bytes]
     length: int
@@ -100,6 +104,7 @@ _TAG = b"x-virtagent-client-tag"
 _SESSION = b"x-virtagent-session"
 _CREDIT = b"x-virtagent-credit"
 _REASON = b"x-virtagent-reason"
+_CRC = b"x-virtagent-crc"
 _LENGTH = b"content-length"
 _TYPE = b"content-type"
 
@@ -109,6 +114,7 @@ _SYNTAX = {
     _SESSION: SESSION,
     _CREDIT: re.compile(rb"[1-9][0-9]{0,9}"),
     _REASON: REASON,
+    _CRC: re.compile(rb"[0-9a-f]{8}"),
     # Strict decimal: no sign, no space, no underscore, all of which int() would take.
     _LENGTH: re.compile(rb"0|[1-9][0-9]{0,9}"),
     _TYPE: re.compile(rb"[!-~][ -~]*"),
@@ -159,9 +165,13 @@ class MessageReader:
     """Turns the bytes of one direction of a transport into events.
 
     Feed it in pieces of any size; the events do not depend on where the pieces end.
+
+    Attributes:
+        crc_required: whether messages of a session must carry a checksum. Where there is one, it is checked.
     """
 
     def __init__(self) -> None:
+        self.crc_required = False
         self._buffer = bytearray()
         #: Index of the first byte not yet dealt with: of a header block, or, with a head, of its body.
         self._at = 0
@@ -261,9 +271,20 @@ class MessageReader:
         if self._buffer[end] != 0xFF:
             raise _Illegal(DropCause.UNTERMINATED)
         body = bytes(memoryview(self._buffer)[self._at : end])
+        self._check(head, body)
         self._at = end
         self._head = None
         return head.build(head.headers, head.stream, body)
+
+    def _check(self, head: _Head, body: bytes) -> None:
+        claimed = head.headers.get(_CRC)
+        if claimed is None:
+            # Hello and its answer may come from an end that does not know of the agreement yet.
+            if self.crc_required and _SESSION in head.headers:
+                raise _Illegal(DropCause.CRC)
+        elif claimed != checksum(head.checked, body):
+            # What is wrong may be the length: hunt from the body on.
+            raise _Illegal(DropCause.CRC)
 
 
 def _parse_head(lines: list[bytes]) -> _Head:
@@ -276,11 +297,14 @@ def _parse_head(lines: list[bytes]) -> _Head:
         form = _STREAM_FORMS[match[1]]
         stream = int(match[2])
     headers: dict[bytes, bytes] = {}
+    checked = lines[:1]
     for line in lines[1:]:
         match = _HEADER_LINE.fullmatch(line)
         if match is None:
             raise _Illegal(DropCause.HEADER)
         name = match[1].lower()
+        if name != _CRC:
+            checked.append(line)
         syntax = _SYNTAX.get(name)
         if syntax is None:
             continue
@@ -296,4 +320,4 @@ def _parse_head(lines: list[bytes]) -> _Head:
     length = int(headers.get(_LENGTH, b"0"))
     if length > form.body_max:
         raise _Illegal(DropCause.BODY_TOO_LONG)
-    return _Head(form.build, stream, headers, length)
+    return _Head(form.build, checked, stream, headers, length)

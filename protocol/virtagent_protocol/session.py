@@ -54,6 +54,7 @@ class Hello:
         boot_id: /proc/sys/kernel/random/boot_id of its machine, or "" where unknown. A new epoch with the
             same boot id is a restarted agent; with another, a rebooted machine.
         limits: what it accepts.
+        crc: whether its channel may change bytes, so that every message of the session needs a checksum.
     """
 
     role: Role
@@ -62,6 +63,7 @@ class Hello:
     boot_id: str = ""
     protocols: tuple[str, ...] = PROTOCOLS
     limits: PeerLimits = field(default_factory=PeerLimits)
+    crc: bool = False
 
     def to_value(self) -> Struct:
         """Return the struct that goes over the wire."""
@@ -72,6 +74,7 @@ class Hello:
             "boot_id": self.boot_id,
             "protocols": list(self.protocols),
             "limits": self.limits.to_value(),
+            "crc": self.crc,
         }
 
     def at(self, epoch: str) -> Hello:
@@ -103,6 +106,7 @@ class Hello:
             boot_id=member(struct, "boot_id", str, "")[:_STRING_MAX],
             protocols=versions,
             limits=PeerLimits.from_value(member(struct, "limits", dict)),
+            crc=member(struct, "crc", bool, False),
         )
 
 
@@ -114,11 +118,13 @@ class Session:
         id: what stands in X-Virtagent-Session: the host's epoch, then the guest's.
         peer: the other end's hello.
         protocol: the version in use.
+        crc: whether its messages carry checksums: one of the ends asked for it.
     """
 
     id: str
     peer: Hello
     protocol: str
+    crc: bool
 
 
 def establish(own: Hello, peer: Hello) -> Session:
@@ -134,7 +140,7 @@ def establish(own: Hello, peer: Hello) -> Session:
             f"both ends of this link are a virtagent {own.role.value} ({own.agent}; {peer.agent})",
         )
     host, guest = (own, peer) if own.role is Role.HOST else (peer, own)
-    return Session(f"{host.epoch}-{guest.epoch}", peer, _common_version(own, peer))
+    return Session(f"{host.epoch}-{guest.epoch}", peer, _common_version(own, peer), crc=own.crc or peer.crc)
 
 
 def _common_version(own: Hello, peer: Hello) -> str:
