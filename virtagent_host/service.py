@@ -148,9 +148,10 @@ class Service:
             await self._link.run(stream)
         except LinkBroken as error:
             log.warning("%s: %s", self._vm.name, error)
-        except Exception:
+        except Exception as error:
             # A bug of ours ends this link, not the service; the next one starts clean.
             log.exception("%s: internal error in the link", self._vm.name)
+            self._link.note_error(f"internal error: {type(error).__name__}: {error}")
 
     async def _port_is_open(self) -> bool:
         """Whether the guest has the port open; True where nobody can tell, as hello will."""

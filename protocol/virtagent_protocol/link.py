@@ -94,6 +94,8 @@ class Link:
         self._last_session: Session | None = None
         #: What ended the transport.
         self._loss: str | None = None
+        #: What went wrong last, and when (`time.time`).
+        self._last_error: tuple[str, float] | None = None
 
     # --- What the owner sees -------------------------------------------------------------------------
 
@@ -109,12 +111,19 @@ class Link:
 
     def figures(self) -> Struct:
         """Return counters and fill levels, for `va_status`."""
+        text, at = self._last_error or (None, None)
         return {
+            "last-error": text,
+            "last-error-at": at,
             **self.counters.to_value(),
             "client-jobs": self._calls.figures(),
             "server-jobs": self._serving.figures(),
             "send-queue": len(self._outbox),
         }
+
+    def note_error(self, text: str) -> None:
+        """Remember what went wrong, for `figures`."""
+        self._last_error = (text, time.time())
 
     async def wait_for(self, wanted: Callable[[Status], bool]) -> Status:
         """Wait until a status is wanted, and return it."""
@@ -218,6 +227,7 @@ class Link:
 
     def _lost(self, reason: str, link_scope: trio.CancelScope) -> None:
         self._loss = self._loss or reason
+        self.note_error(reason)
         link_scope.cancel()
 
     # --- Messages in ---------------------------------------------------------------------------------
@@ -296,6 +306,7 @@ class Link:
 
     def refused(self, reason: str) -> None:
         """There can be no session with whoever is there."""
+        self.note_error(reason)
         self._end_session(reason)
         self._apply(LinkEvent.LOST, reason)
 
@@ -304,7 +315,9 @@ class Link:
         if self.status.state is LinkState.PAUSED:
             return
         if ready:
-            self._apply(LinkEvent.LOST, f"no answer to a heartbeat within {PATIENCE:g} s")
+            reason = f"no answer to a heartbeat within {PATIENCE:g} s"
+            self.note_error(reason)
+            self._apply(LinkEvent.LOST, reason)
         self._handle(self._reader.abandon())
 
     def _end_session(self, reason: str) -> None:
