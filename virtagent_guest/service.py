@@ -63,6 +63,7 @@ async def _serve_forever(transport: Transport) -> None:
         f"va-guest {__version__}",
         all_methods(),
         boot_id=boot_id(),
+        crc=transport.lossy,
         on_status=lambda status: notify("", status=f"{status.state.value}: {status.reason}"),
     )
 

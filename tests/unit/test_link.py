@@ -335,3 +335,18 @@ async def test_limits_of_the_other_end_are_kept() -> None:
             for _ in range(50):
                 nursery.start_soon(pair.host.call, "t.echo", 1)
         assert pair.guest.counters.served == {"ok": 50}
+
+
+async def test_checksums_are_on_everything_if_one_end_asks_for_them() -> None:
+    host = make_link(Role.HOST, echo_registry())
+    guest = Link(Role.GUEST, "serial 1.0", echo_registry(), crc=True)
+    guest.hint(LinkEvent.PORT_OPENED, "test")
+    async with linked(host, guest) as pair:
+        assert await pair.host.call("t.echo", b"\xff\x00") == b"\xff\x00"
+        assert await pair.guest.call("t.echo", [1]) == [1]
+        assert pair.host.counters.drops == pair.guest.counters.drops == {}
+        assert pair.host.session is not None
+        bare = encode(Request("t", xmlrpc.encode_call("va.ping", []), pair.host.session.id))
+        pair.host_stream.receive_stream.put_data(bare)
+        assert await pair.host.call("t.echo", 2) == 2
+        assert pair.host.counters.drops == {"crc": 1}

@@ -25,6 +25,8 @@ class Transport(ABC):
     """
 
     patient = False
+    #: Whether the channel may change bytes, so that messages need a checksum.
+    lossy = False
 
     def __init__(self, path: str) -> None:
         self.path = path

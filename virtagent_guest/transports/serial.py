@@ -27,6 +27,8 @@ class SerialLine(Transport):
         speed: in bits per second; QEMU's ports ignore it, real lines do not.
     """
 
+    lossy = True
+
     def __init__(self, path: str, speed: int) -> None:
         super().__init__(path)
         self.speed = speed
