@@ -52,8 +52,8 @@ EventCallback = Callable[[Event], None]
 #: then the connection stays in the listen queue and no greeting ever comes.
 GREETING_TIMEOUT = 5.0
 
-#: QEMU (7.2) now and then drops, without a word, a client that comes right after another has left; the next
-#: attempt works.
+#: QEMU 7.2, while it is starting, now and then drops a client without a word if another has just come and
+#: left; the next attempt works.
 OPEN_ATTEMPTS = 3
 
 #: Commands with QEMU at a time. QEMU queues 8 (QMP_REQ_QUEUE_LEN_MAX) and then stops reading its monitor,
