@@ -61,7 +61,7 @@ def _serve(config: Config) -> int:
 def _configure(options: argparse.Namespace) -> Config:
     config = load(options.config)
     return Config(
-        channel=choose_channel(config.channel, options.channel, options.path),
+        channel=choose_channel(config.channel, options.channel, options.path, ports=options.ports),
         verbose=options.verbose or config.verbose,
     )
 
@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"{' | '.join(CHANNEL_KINDS)}; also CHANNEL:PATH",
     )
     parser.add_argument("-p", "--path", metavar="PATH", help="the device or socket")
+    parser.add_argument(
+        "--ports",
+        metavar="one|two",
+        help="two: PATH-server for the host's calls, PATH-client for the guest's own",
+    )
     parser.add_argument("--config", metavar="FILE", help=f"read FILE, not {DEFAULT_FILE}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log debug messages, too")
     parser.add_argument("-V", "--version", action="version", version=f"va-guest {__version__}")

@@ -29,12 +29,15 @@ CHANNEL_KINDS: dict[str, str | None] = {
     "unix-listen": None,
 }
 
+#: Number of ports → what each path ends in. Of two, the first is for the host's calls, the other for ours.
+PORTS: dict[str, tuple[str, ...]] = {"one": ("",), "two": ("-server", "-client")}
+
 #: Speeds a serial line can be set to, in bits per second: those every termios has.
 SPEEDS = (1200, 2400, 4800, 9600, 19200, 38400, 57600, 115200, 230400)
 
 #: Table → key → type; also the list of what there is, for messages.
 _SCHEMA: dict[str, dict[str, type]] = {
-    "channel": {"kind": str, "path": str, "speed": int},
+    "channel": {"kind": str, "path": str, "speed": int, "ports": str},
     "log": {"verbose": bool},
 }
 
@@ -51,11 +54,17 @@ class Channel:
         kind: one of `CHANNEL_KINDS`.
         path: the device or socket.
         speed: of a serial line, in bits per second.
+        ports: one of `PORTS`: whether each direction's calls have a channel of their own.
     """
 
     kind: str = "virtio-serial"
     path: str = DEFAULT_PORT
     speed: int = DEFAULT_SPEED
+    ports: str = "one"
+
+    def each(self) -> list[Channel]:
+        """Return this channel as single ones, one for each port."""
+        return [replace(self, path=self.path + suffix, ports="one") for suffix in PORTS[self.ports]]
 
 
 @dataclass(frozen=True)
@@ -90,13 +99,21 @@ def load(file: str | None) -> Config:
     _check(name, tables)
     given = tables.get("channel", {})
     try:
-        channel = choose_channel(Channel(), given.get("kind"), given.get("path"), given.get("speed"))
+        channel = choose_channel(
+            Channel(), given.get("kind"), given.get("path"), given.get("speed"), given.get("ports")
+        )
     except ConfigError as error:
         raise ConfigError(f"{name}: table [channel]: {error}") from None
     return Config(channel, tables.get("log", {}).get("verbose", False))
 
 
-def choose_channel(base: Channel, kind: str | None, path: str | None, speed: int | None = None) -> Channel:
+def choose_channel(
+    base: Channel,
+    kind: str | None,
+    path: str | None,
+    speed: int | None = None,
+    ports: str | None = None,
+) -> Channel:
     """Return *base* with what is given replaced.
 
     A path belongs to a kind: with a new kind and no path, the new kind's default applies.
@@ -106,9 +123,10 @@ def choose_channel(base: Channel, kind: str | None, path: str | None, speed: int
         kind: of the channel, or in the old form ``KIND:PATH`` or ``KIND:PATH:-``.
         path: the device or socket.
         speed: of a serial line.
+        ports: one of `PORTS`.
 
     Raises:
-        ConfigError: no such kind or speed, or a path is missing.
+        ConfigError: no such kind, speed or number of ports, or a path is missing.
     """
     if kind is not None:
         kind, _, path_in_kind = kind.partition(":")
@@ -121,7 +139,15 @@ def choose_channel(base: Channel, kind: str | None, path: str | None, speed: int
                 raise ConfigError(f"channel {kind} needs a path: give it with -p, or as 'path' in [channel]")
     if speed is not None and speed not in SPEEDS:
         raise ConfigError(f"no such speed: {speed}; the speeds are {_listed(SPEEDS)}")
-    return replace(base, kind=kind or base.kind, path=path or base.path, speed=speed or base.speed)
+    if ports is not None and ports not in PORTS:
+        raise ConfigError(f"no such number of ports: {ports!r}; it is {' or '.join(PORTS)}")
+    return replace(
+        base,
+        kind=kind or base.kind,
+        path=path or base.path,
+        speed=speed or base.speed,
+        ports=ports or base.ports,
+    )
 
 
 def _check(name: str, tables: dict[str, Any]) -> None:

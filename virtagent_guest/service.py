@@ -2,7 +2,7 @@
 
 The rules:
 
-1. One `Link` lives as long as the agent; transports come and go under it.
+1. One `Link` for each port lives as long as the agent; transports come and go under it.
 2. The service is ready, for systemd, as soon as a host could reach it.
 3. A device that cannot be opened at start is an error to exit with: a person or systemd decides.
    One that was lost gets `REOPEN_TIME` to come back. A socket's other end is waited for without limit.
@@ -48,13 +48,15 @@ async def serve(config: Config) -> None:
     Raises:
         NotThere, NotReady, Forbidden, LinkBroken: the channel cannot be opened (rule 3).
     """
-    transport = make_transport(config.channel)
+    transports = [make_transport(channel) for channel in config.channel.each()]
     try:
         async with plain_nursery() as nursery:
             await nursery.start(_end_on_signal, nursery.cancel_scope)
-            await _serve_forever(transport)
+            for transport in transports:
+                nursery.start_soon(_serve_forever, transport)
     finally:
-        transport.close()
+        for transport in transports:
+            transport.close()
 
 
 async def _serve_forever(transport: Transport) -> None:
