@@ -3,7 +3,7 @@
 1. A client meets QEMU's own monitor plus the commands given here (``va_*``). Arguments, results, errors and
    events of QEMU pass unchanged; only ``qmp_capabilities`` and ``query-commands`` are answered here.
 2. Clients run side by side; each one's commands run in order (`bridge_client`).
-3. No client can hold up QEMU, another client, or an event (`outbox`).
+3. No client can hold up QEMU, another client, or an event (`outbox`). One too many is told so and sent away.
 4. The bridge outlives QEMU's monitor: when that is gone, or was never there, commands fail and say why.
 
 QEMU's named file descriptors (``getfd``) belong to its monitor, so the bridge's clients share their names.
@@ -15,25 +15,30 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from virtagent_protocol import __version__
-from virtagent_protocol.errors import NotThere
+from virtagent_protocol.errors import NotReady, NotThere
 
 from . import qmp_messages
 from .bridge_client import BridgeClient
 from .private_socket import private_listener
 from .qmp import Event, QmpConnection
-from .qmp_errors import ErrorClass, QemuError
+from .qmp_errors import ErrorClass, QemuError, to_qmp
 from .qmp_messages import Request
 
 #: A command of ours: gets the members of "arguments" as they came; returns what JSON can carry (None: the
 #: empty object), or raises VirtagentError. It is cancelled when its client's connection breaks.
 CommandHandler = Callable[[dict[str, Any]], Awaitable[object]]
+
+#: Clients at a time. A client may hold a dozen file descriptors, and a process has 1024 by default: past
+#: them, not even the link to the guest could be opened again.
+CLIENTS_MAX = 64
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +77,17 @@ class Bridge:
         finally:
             unsubscribe()
 
+    @contextmanager
+    def in_front_of(self, qmp: QmpConnection) -> Iterator[None]:
+        """Be the bridge to this QEMU during the block, for one that was made without."""
+        unsubscribe = qmp.subscribe(self._emit)
+        self._qmp = qmp
+        try:
+            yield
+        finally:
+            self._qmp = None
+            unsubscribe()
+
     def broadcast(self, name: str, data: Mapping[str, object]) -> None:
         """Emit an event of our own to every client that has negotiated. Never waits.
 
@@ -88,6 +104,10 @@ class Bridge:
 
     async def _serve_client(self, stream: trio.SocketStream) -> None:
         name = f"bridge client {next(self._numbers)}"
+        if len(self._clients) >= CLIENTS_MAX:
+            self._log.warning("%s is sent away: %d are connected", name, CLIENTS_MAX)
+            await _send_away(stream)
+            return
         client = BridgeClient(name, stream, self._greeting(), self._execute, self._log)
         self._clients.add(client)
         self._log.debug("%s has connected", name)
@@ -119,8 +139,8 @@ class Bridge:
                     ErrorClass.COMMAND_NOT_FOUND.value, f"The command {request.command} has not been found"
                 )
             raise NotThere(
-                f"{request.command} is a command for QEMU, and this VM is attached without QMP; "
-                "to use it, attach with --qmp SOCKET"
+                f"{request.command} is a command for QEMU, and there is none: it has ended, or this VM is "
+                "attached without QMP; to use it, attach with --qmp SOCKET"
             )
         if request.fd is not None:
             return await self._qmp.execute_with_fd(request.fd, request.command, request.arguments)
@@ -133,3 +153,11 @@ class Bridge:
         version = dict(zip(("major", "minor", "micro"), numbers, strict=False))
         package = f"virtagent {__version__}, without QEMU's monitor"
         return {"QMP": {"version": {"qemu": version, "package": package}, "capabilities": []}}
+
+
+async def _send_away(stream: trio.SocketStream) -> None:
+    crowded = NotReady(f"{CLIENTS_MAX} clients are connected already: end one of them, then try again")
+    async with stream:
+        # The buffer of a new connection takes this at once; a client that has left does not matter.
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(qmp_messages.failure(to_qmp(crowded), {}))

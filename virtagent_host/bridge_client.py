@@ -5,7 +5,7 @@
 2. A client that sends more than it lets us answer is not read any further; one that does not read its events
    is dropped. So it costs bounded memory and nobody else's time.
 3. A file descriptor belongs to the first ``getfd`` or ``add-fd`` that comes with it or after it; one that is
-   not claimed until the next arrives is closed, as QEMU does.
+   not claimed until the next arrives is closed, as QEMU does. Of several that come at once, the first counts.
 4. When a client has closed its sending half, as socat does at its end of input, what it asked for is still
    executed and answered. When it is gone altogether, what is being executed for it is cancelled.
 """
@@ -34,7 +34,8 @@ from .qmp_messages import Refusal, Request, encode, failure, parse_request, succ
 Execute = Callable[[Request], Awaitable[object]]
 Item = Request | Refusal
 
-RECEIVE_SIZE = 64 * 1024
+#: Bytes read at a time. Each may be a bracket that takes 2 µs to look at, while nobody else is served.
+RECEIVE_SIZE = 16 * 1024
 
 #: Commands read ahead of the one that is executed; QEMU's own queue holds as many.
 REQUESTS_MAX = 8
@@ -214,16 +215,13 @@ class BridgeClient:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds.frombytes(payload[: len(payload) // fds.itemsize * fds.itemsize])
         if fds:
-            self._close_fds(self._unclaimed)
-            self._unclaimed = fds.tolist()
             self._fds.update(fds)
+            self._close_fds([*self._unclaimed, *fds[1:]])
+            self._unclaimed = [fds[0]]
         return data
 
     def _claim_fd(self) -> int | None:
-        claimed = self._unclaimed[:1]
-        self._close_fds(self._unclaimed[1:])
-        self._unclaimed = []
-        return claimed[0] if claimed else None
+        return self._unclaimed.pop() if self._unclaimed else None
 
     def _close_fds(self, fds: list[int]) -> None:
         for fd in fds:

@@ -92,6 +92,7 @@ class VmClient:
             Forbidden: the socket belongs to another user.
             CallTimeout: va-host did not answer in *timeout* seconds.
             LinkBroken: what answers is not a bridge.
+            BridgeError: too many clients are connected.
         """
         deadline = time.monotonic() + timeout
         path = runtime.vm(name).bridge
@@ -101,6 +102,8 @@ class VmClient:
             sock.connect(os.fspath(path))
             client = cls(sock, name)
             greeting = client._receive(deadline)
+            if "error" in greeting:
+                _result(greeting)  # raises: the bridge has no place for another client
             if "QMP" not in greeting:
                 raise LinkBroken(f"{path}: this is not a QMP server, its greeting is {greeting!r:.80}")
             client.execute("qmp_capabilities", timeout=timeout)

@@ -7,8 +7,8 @@ The rules:
 2. What QEMU's parser refuses is refused: duplicate keys, NaN, numbers past a double, invalid UTF-8.
 3. What QEMU accepts beyond JSON, single-quoted strings, is accepted here too: people type them.
 4. Bad input costs one `ParseError` and the reader goes on. A value that is whole but wrong is dropped
-   by itself; after one that is too long, too deep or has a string without an end, the rest of the line is
-   skipped. The byte 0xFF, which no JSON text contains, drops what is unfinished at once, as in QEMU.
+   by itself; after one that is too long, too deep, has too many parts or a string without an end, the rest
+   of the line is skipped. The byte 0xFF, which no JSON text contains, drops what is unfinished, as in QEMU.
 5. Memory is bounded, and where the input was cut into pieces makes no difference, errors included.
 """
 
@@ -22,8 +22,12 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 #: Longest value, in bytes. QEMU's own limit is 64 MiB, for images in ringbuf-write and the like; the
-#: commands that people and tools send are a few KiB, and each client of a bridge may cost this much memory.
-VALUE_MAX = 4 * 1024 * 1024
+#: commands that people and tools send are a few KiB, and each client of a bridge may cost ten times this.
+VALUE_MAX = 1024 * 1024
+
+#: Brackets, commas and strings of a value; QEMU's own limit is 2 Mi tokens. A list `[{},{},…` takes twenty
+#: times its length in memory, and each of these 1 µs, in which nobody else is served.
+MARKS_MAX = 64 * 1024
 
 #: Deepest nesting. QEMU's own limit is 1024, which is past what Python's recursive parser can take.
 DEPTH_MAX = 256
@@ -46,7 +50,8 @@ class ParseError:
 JsonEvent = JsonValue | ParseError
 
 # The bytes that end or change the meaning of what follows; all others are skipped at the speed of `re`.
-_IN_CONTAINER = re.compile(rb"[{}\[\]\"'\xff]")
+_IN_CONTAINER = re.compile(rb"[{}\[\]\"',\xff]")
+_BEGIN = re.compile(rb"[{}\[\]\"'\xff]")
 _IN_STRING = {
     ord('"'): re.compile(rb"[\"\\\x00-\x1f\xff]"),
     ord("'"): re.compile(rb"['\\\x00-\x1f\xff]"),
@@ -58,6 +63,7 @@ _BLANK = re.compile(rb"\s+")
 
 _QUOTES = b"\"'"
 _BACKSLASH = ord("\\")
+_COMMA = ord(",")
 _RESET = 0xFF
 
 
@@ -75,6 +81,7 @@ class JsonSplitter:
         # How far the value at the start of the buffer has been looked at, and what was met there.
         self._scanned = 0
         self._depth = 0
+        self._marks = 0
         self._quote = 0
         self._escaped = False
 
@@ -109,7 +116,7 @@ class JsonSplitter:
         """Advance past the next byte that matters. What that completes, if anything, is returned."""
         if self._quote:
             return self._scan_string()
-        at_start = self._scanned == 0 and _IN_CONTAINER.match(self._buffer)
+        at_start = self._scanned == 0 and _BEGIN.match(self._buffer)
         if self._depth == 0 and not at_start:
             return self._scan_word()
         found = self._find(_IN_CONTAINER)
@@ -118,8 +125,13 @@ class JsonSplitter:
         byte = self._buffer[found]
         if byte == _RESET:
             return self._reset()
+        self._marks += 1
+        if self._marks > MARKS_MAX:
+            return self._give_up("JSON token count limit exceeded", self._scanned)
         if byte in _QUOTES:
             self._quote = byte
+            return None
+        if byte == _COMMA:
             return None
         self._depth += 1 if byte in b"{[" else -1
         if self._depth > DEPTH_MAX:
@@ -180,7 +192,7 @@ class JsonSplitter:
 
     def _drop(self, length: int) -> None:
         del self._buffer[:length]
-        self._scanned = self._depth = self._quote = 0
+        self._scanned = self._depth = self._marks = self._quote = 0
         self._escaped = self._skip_line = False
 
 

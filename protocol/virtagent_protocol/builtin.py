@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import trio
+
+from . import xmlrpc
 from .errors import Fault, FaultCode, RemoteProtocolError
+from .limits import BODY_MAX
 from .registry import Call, Registry
 from .session import PROTOCOLS
 from .values import Value, as_struct, member
@@ -53,7 +57,20 @@ def add_builtin(registry: Registry, agent: str) -> None:
         Each call is a struct of methodName and params. The result has, for each, an array that
         holds its result, or the struct of its fault; a fault does not keep the others from being made.
         """
-        return [await _call_one(registry, call, item) for item in calls]
+        results: list[Value] = []
+        size = 0
+        for item in calls:
+            # A handler that waits for nothing would hold up the whole process, once for each call.
+            await trio.lowlevel.checkpoint()
+            results.append(await _call_one(registry, call, item))
+            size += len(xmlrpc.encode_result(results[-1]))
+            # What fits no message is not collected in memory either: one request may name thousands of calls.
+            if size > BODY_MAX:
+                raise Fault(
+                    FaultCode.TOO_LARGE,
+                    f"the results of {len(results)} of {len(calls)} calls have more than {BODY_MAX} bytes",
+                )
+        return results
 
 
 async def _call_one(registry: Registry, call: Call, item: Value) -> Value:

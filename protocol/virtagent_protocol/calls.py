@@ -90,7 +90,8 @@ class ClientJobs:
     def next_tag(self) -> str:
         """Return a tag that was not used on this transport before nor, the epoch being random, ever."""
         self._tag_count += 1
-        return f"{self._tag_prefix}-{self._tag_count:x}"
+        # All of one length: a tag that lost or gained a character on the way is nobody's, not another call's.
+        return f"{self._tag_prefix}-{self._tag_count:08x}"
 
     async def call(self, method: str, params: list[Value]) -> Value:
         """Call a method of the peer and return its result. A session must stand.

@@ -7,7 +7,8 @@ The rules:
 2. It is the heartbeat as well. While the peer is heard, nothing is said; when it is silent, or its
    messages make no sense (*doubt*), hello asks. Doubt is not answered faster than DOUBT_INTERVAL.
 3. One hello and one answer at a time wait to be sent. A peer that floods hellos and reads nothing costs
-   one message.
+   one message. What it floods beyond HELLO_RATE is dropped before anybody looks into it: each hello may be
+   a new session, a line in the log, and two events for every client of the host's bridge.
 4. What follows from a hello is the link's business: `meet`, `refused` and `unanswered` tell it.
 """
 
@@ -21,6 +22,7 @@ from typing import Protocol
 import trio
 
 from . import xmlrpc
+from .bucket import TokenBucket
 from .counters import Counters
 from .errors import Fault, FaultCode, ProtocolError
 from .messages import Request, Response
@@ -40,6 +42,9 @@ HEARTBEAT = 15.0
 PATIENCE = 10.0
 #: Seconds between hellos that the peer's own messages provoke, at least.
 DOUBT_INTERVAL = 1.0
+#: Hellos and answers to hello that are heard: so many at once, then so many a second. A peer that keeps to
+#: SPEC.md says one each second at most, and repeats what was not heard.
+HELLO_BURST, HELLO_RATE = 32, 8.0
 #: Hellos whose answers still count: those of a guest that was asked while it booted come all at once.
 REMEMBERED = 8
 
@@ -53,7 +58,7 @@ class Greeted(Protocol):
     def refused(self, reason: str) -> None:
         """There can be no session, for this reason."""
 
-    def unanswered(self, ready: bool) -> None:
+    async def unanswered(self, ready: bool) -> None:
         """A hello was not answered in time; *ready*: it was a heartbeat."""
 
     async def until_speaking(self) -> None:
@@ -86,6 +91,7 @@ class Greeter:
         self._doubt = trio.Event()
         self._answered = trio.Event()
         self._tags: deque[str] = deque(maxlen=REMEMBERED)
+        self._bucket = TokenBucket(HELLO_BURST, HELLO_RATE)
         self._question: Outgoing | None = None
         self._answer: Outgoing | None = None
 
@@ -118,11 +124,13 @@ class Greeter:
                 await self._until_in_doubt()
             else:
                 retry = min(2 * retry, RETRY_MAX)
-                self._link.unanswered(heartbeat)
+                await self._link.unanswered(heartbeat)
 
     def on_request(self, request: Request) -> bool:
-        """Answer a request that belongs to no session; False if it is no hello and was not answered."""
+        """Take a request that belongs to no session: answer or drop it; False if it is no hello."""
         assert self._own is not None
+        if self._flooded():
+            return True
         try:
             name, params = xmlrpc.decode_call(request.body)
             if name != METHOD:
@@ -146,6 +154,8 @@ class Greeter:
         if response.tag not in self._tags:
             self._counters.drops["late-reply"] += 1
             return
+        if self._flooded():
+            return
         try:
             value, fault = xmlrpc.decode_response(response.body)
             if fault is not None:
@@ -156,6 +166,13 @@ class Greeter:
             self._link.refused(f"the other end's hello makes no sense: {error}")
         except Fault as own_fault:
             self._link.refused(own_fault.message)
+
+    def _flooded(self) -> bool:
+        """Whether the peer says hello too often; if so, this one is counted as dropped."""
+        if self._bucket.take(trio.current_time()):
+            return False
+        self._counters.drops["overload"] += 1
+        return True
 
     def _meet(self, hello: Hello) -> None:
         self._link.meet(hello)

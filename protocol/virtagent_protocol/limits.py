@@ -26,6 +26,15 @@ STREAM_BODY_MAX = 64 * KIB
 TAG_MAX = 62
 #: Values nested in values. Deep enough for any real answer, shallow enough for any recursive reader.
 VALUE_DEPTH_MAX = 64
+#: Elements of one XML-RPC document. Each costs its reader some 2 µs and 100 bytes, whatever its size on the
+#: wire: 2 MiB of `<nil/>` would hold up everything else in the process for a second.
+ELEMENTS_MAX = 64 * KIB
+#: Bytes of one tag, comment or processing instruction: the parser holds it whole before it can be refused.
+MARKUP_MAX = 4 * KIB
+#: Characters of a fault's message: it ends in a status, an event, a log line or on a terminal.
+FAULT_STRING_MAX = 2000
+#: Versions in a hello. They are shown to users when none fits.
+PROTOCOLS_MAX = 16
 
 #: Client jobs in flight at a time. virtagent v7 had 1, so one slow call blocked all others.
 SEND_MAX = 16

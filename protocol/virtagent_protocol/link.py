@@ -39,6 +39,9 @@ _log = logging.getLogger("virtagent.link")
 
 #: Bytes read at a time: one full stream chunk with its head.
 READ_SIZE = 65536 + 4096
+#: Messages and drops that are handled before other tasks have their turn. 2 MiB may hold a million drops of
+#: 3 µs each; an ordinary request costs 100 µs.
+EVENTS_AT_ONCE = 32
 #: Seconds without a byte after which an unfinished message is given up (greeting) or doubted (ready).
 STALL = 1.0
 
@@ -96,6 +99,8 @@ class Link:
         self._loss: str | None = None
         #: What went wrong last, and when (`time.time`).
         self._last_error: tuple[str, float] | None = None
+        #: Why there can be no session with who spoke last on this transport.
+        self._refusal: str | None = None
 
     # --- What the owner sees -------------------------------------------------------------------------
 
@@ -115,6 +120,7 @@ class Link:
         return {
             "last-error": text,
             "last-error-at": at,
+            "refusal": self._refusal,
             **self.counters.to_value(),
             "client-jobs": self._calls.figures(),
             "server-jobs": self._serving.figures(),
@@ -176,7 +182,7 @@ class Link:
         self._own = self._own.at(secrets.token_hex(8))
         self._reader = MessageReader()
         self._outbox.crc = self._own.crc
-        self._loss = None
+        self._loss = self._refusal = None
         try:
             async with trio.open_nursery() as nursery:
                 self._calls.open(self._own.epoch)
@@ -200,7 +206,7 @@ class Link:
                     data = await stream.receive_some(READ_SIZE)
                 if patience.cancelled_caught:
                     if self._machine.below.state is LinkState.GREETING:
-                        self._handle(self._reader.abandon())
+                        await self._abandon()
                         continue
                     self._greeter.doubt()
                     data = await stream.receive_some(READ_SIZE)
@@ -211,7 +217,8 @@ class Link:
                 self._lost("the other end closed the channel", link_scope)
                 return
             self.counters.bytes_in += len(data)
-            self._handle(self._reader.feed(data))
+            self._reader.push(data)
+            await self._handle_all()
 
     async def _write(self, stream: trio.abc.Stream, link_scope: trio.CancelScope) -> None:
         while True:
@@ -232,14 +239,25 @@ class Link:
 
     # --- Messages in ---------------------------------------------------------------------------------
 
-    def _handle(self, events: list[Event]) -> None:
-        for event in events:
-            if isinstance(event, Drop):
-                self.counters.drops[event.cause.value] += 1
-                self._greeter.doubt()
-            else:
-                self.counters.messages_in += 1
-                self._dispatch(event)
+    async def _handle_all(self) -> None:
+        # The greeter may be at it as well as the reader (`_abandon`). Each event is handled as it is taken,
+        # so their order stays.
+        for number, event in enumerate(self._reader.events(), 1):
+            self._handle(event)
+            if number % EVENTS_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+
+    async def _abandon(self) -> None:
+        self._reader.give_up()
+        await self._handle_all()
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, Drop):
+            self.counters.drops[event.cause.value] += 1
+            self._greeter.doubt()
+        else:
+            self.counters.messages_in += 1
+            self._dispatch(event)
 
     def _dispatch(self, message: Message) -> None:
         if message.session is None and isinstance(message, Response):
@@ -289,6 +307,7 @@ class Link:
             Fault: there can be none.
         """
         session = establish(self._own, hello)
+        self._refusal = None
         if self._session is not None and session.id == self._session.id:
             self._heard_again()
             return
@@ -307,10 +326,11 @@ class Link:
     def refused(self, reason: str) -> None:
         """There can be no session with whoever is there."""
         self.note_error(reason)
+        self._refusal = reason
         self._end_session(reason)
         self._apply(LinkEvent.LOST, reason)
 
-    def unanswered(self, ready: bool) -> None:
+    async def unanswered(self, ready: bool) -> None:
         """A hello was not answered: what is unfinished will never be finished."""
         if self.status.state is LinkState.PAUSED:
             return
@@ -318,7 +338,7 @@ class Link:
             reason = f"no answer to a heartbeat within {PATIENCE:g} s"
             self.note_error(reason)
             self._apply(LinkEvent.LOST, reason)
-        self._handle(self._reader.abandon())
+        await self._abandon()
 
     def _end_session(self, reason: str) -> None:
         if self._session is not None:

@@ -54,6 +54,7 @@ _S, _E = LinkState, LinkEvent
 
 TRANSITIONS: dict[LinkState, dict[LinkEvent, LinkState]] = {
     _S.NO_PORT: {
+        _E.PORT_REMOVED: _S.NO_PORT,  # for another reason
         _E.PORT_CLOSED: _S.PORT_CLOSED,
         _E.PORT_OPENED: _S.GREETING,
         _E.HELLO: _S.READY,

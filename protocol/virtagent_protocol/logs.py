@@ -1,7 +1,8 @@
 """The log of either end: lines on stderr, for a person or for the journal.
 
 A log line may hold what the peer sent (a method's name, a tag) or what a file said. Control
-characters in it are made visible, so that nobody forges a line or drives a terminal.
+characters in it are made visible, so that nobody forges a line or drives a terminal; long ones are
+cut, and floods are thinned out, so that nobody fills a disk: what was left out is counted and told.
 """
 
 from __future__ import annotations
@@ -9,9 +10,18 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
+from collections.abc import Callable
 
+from .bucket import TokenBucket
 from .text import visible_line
+
+#: Lines that a process logs at once, and then each second. A busy link logs a line for each call it serves,
+#: and nobody reads more than this; a guest that floods its host with calls writes 10,000.
+BURST, RATE = 1000, 20.0
+#: Characters of a line. A line that quotes what a peer sent could be a few MiB long.
+LENGTH_MAX = 2000
 
 #: Level → syslog priority, as sd-daemon(3) wants it in front of a line.
 _PRIORITIES = {
@@ -38,11 +48,41 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         mark = _PRIORITIES.get(record.levelno, "<5>") if self._for_journal else f"{self._program}: "
-        lines = [visible_line(record.getMessage())]
+        lines = [record.getMessage()]
         if record.exc_info and record.exc_info[0]:
             trace = "".join(traceback.format_exception(*record.exc_info))
-            lines += [visible_line(line) for line in trace.rstrip("\n").split("\n")]
-        return "\n".join(mark + line for line in lines)
+            lines += trace.rstrip("\n").split("\n")
+        return "\n".join(mark + _cut(visible_line(line[: LENGTH_MAX + 1])) for line in lines)
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= LENGTH_MAX else line[:LENGTH_MAX] + "…"
+
+
+class RateLimit(logging.Filter):
+    """Lets `BURST` records pass, then `RATE` a second. The next one tells how many were left out.
+
+    Warnings and errors have a bucket of their own: a flood of lesser lines must not hide them.
+
+    Args:
+        clock: seconds that do not go back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._buckets = {serious: TokenBucket(BURST, RATE) for serious in (False, True)}
+        self._suppressed = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not self._buckets[record.levelno >= logging.WARNING].take(self._clock()):
+            self._suppressed += 1
+            return False
+        if self._suppressed:
+            record.msg = f"({self._suppressed} lines left out) {record.getMessage()}"
+            record.args = None
+            self._suppressed = 0
+        return True
 
 
 def set_up(program: str, *, verbose: bool) -> None:
@@ -53,6 +93,7 @@ def set_up(program: str, *, verbose: bool) -> None:
         verbose: whether to log debug messages.
     """
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(RateLimit())
     handler.setFormatter(LineFormatter(program, for_journal=_stderr_is_journal()))
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
 

@@ -13,12 +13,14 @@ The rules:
    hunts from the *first byte of that body* on, so what the next sender wrote is not lost with it.
 6. No timers here. Whoever decides that an unfinished message will never be finished calls
    `abandon`.
+7. A body that was refused may be searched for a second's worth of fragments. Who has other things
+   to do meanwhile takes the events one by one (`push`, `give_up`, `events`) rather than all at once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -177,6 +179,9 @@ class MessageReader:
         self._at = 0
         self._head: _Head | None = None
         self._hunting = True
+        self._given_up = False
+        #: Whether all events of the bytes so far were taken.
+        self._drained = True
         #: Whether the bytes skipped while hunting belong to a drop that was already reported.
         self._reported = False
 
@@ -187,8 +192,8 @@ class MessageReader:
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Event]:
         """Take the next bytes and return what they complete, in order."""
-        self._buffer += data
-        return self._drain()
+        self.push(data)
+        return list(self.events())
 
     def abandon(self) -> list[Event]:
         """Give up the unfinished message, if there is one, and hunt in what is held of it.
@@ -197,12 +202,20 @@ class MessageReader:
             An ABANDONED drop and whatever messages its bytes turned out to hide; empty if nothing was
             unfinished.
         """
-        if not self.incomplete:
-            return []
-        return [self._hunt(DropCause.ABANDONED), *self._drain()]
+        self.give_up()
+        return list(self.events())
 
-    def _drain(self) -> list[Event]:
-        events: list[Event] = []
+    def push(self, data: bytes | bytearray | memoryview) -> None:
+        """As `feed`, but leave the events to `events`."""
+        self._buffer += data
+        self._drained = False
+
+    def give_up(self) -> None:
+        """As `abandon`, but leave the events to `events`; nothing if there are bytes not looked at yet."""
+        self._given_up = self._drained and self.incomplete
+
+    def events(self) -> Iterator[Event]:
+        """Yield what the bytes so far complete, in order. It may be left and called again at any time."""
         while True:
             try:
                 event = self._next()
@@ -210,10 +223,10 @@ class MessageReader:
                 event = self._hunt(illegal.cause)
             if event is None:
                 break
-            events.append(event)
+            yield event
         del self._buffer[: self._at]
         self._at = 0
-        return events
+        self._drained = True
 
     def _hunt(self, cause: DropCause) -> Drop:
         self._head = None
@@ -222,6 +235,9 @@ class MessageReader:
 
     def _next(self) -> Event | None:
         """Return the next event, or None if it takes more bytes; raise _Illegal with _at where to hunt."""
+        if self._given_up:
+            self._given_up = False
+            raise _Illegal(DropCause.ABANDONED)
         if self._hunting:
             found = self._buffer.find(0xFF, self._at)
             skipped = (len(self._buffer) if found < 0 else found) - self._at
@@ -246,8 +262,11 @@ class MessageReader:
         start = self._at
         # The limit also bounds the search: a peer that trickles bytes costs no more than one that does not.
         limit = start + HEADER_MAX
-        end = buffer.find(b"\r\n\r\n", start, limit)
-        cut = buffer.find(0xFF, start, end if end >= 0 else limit)
+        # 0xFF is looked for first: it bounds the other search where a peer sends hardly anything else.
+        cut = buffer.find(0xFF, start, limit)
+        end = buffer.find(b"\r\n\r\n", start, cut if cut >= 0 else limit)
+        if end >= 0:
+            cut = -1  # it stands in the body
         stop = cut if cut >= 0 else end if end >= 0 else min(len(buffer), limit)
         lines = bytes(memoryview(buffer)[start:stop]).split(b"\r\n")
         # The last line may yet lack the LF of its CRLF. Length comes before all else, so that what a

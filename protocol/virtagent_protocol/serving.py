@@ -166,8 +166,10 @@ class ServerJobs:
                 self._end(job, "cancelled")
 
     async def _run_handler(self, job: ServerJob) -> None:
+        # The job lives until its reply is written, and its parameters may be megabytes.
+        params, job.params = job.params, []
         try:
-            result = await job.method.handler(job.call, *job.params)
+            result = await job.method.handler(job.call, *params)
             body, outcome = self._encode_result(result), "ok"
         except Fault as fault:
             body, outcome = xmlrpc.encode_fault(fault.code, fault.message), f"fault {fault.code}"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from .errors import Fault, FaultCode, RemoteProtocolError
-from .limits import PeerLimits
+from .limits import PROTOCOLS_MAX, PeerLimits
 from .values import Struct, Value, as_struct, member
 
 #: What this implementation speaks, best first.
@@ -97,8 +97,10 @@ class Hello:
             raise RemoteProtocolError("the epoch in hello must be 16 hex digits")
         protocols = member(struct, "protocols", list)
         versions = tuple(v for v in protocols if isinstance(v, str) and _VERSION.fullmatch(v))
-        if not versions or len(versions) != len(protocols):
-            raise RemoteProtocolError("protocols in hello must be a list of 'major.minor'")
+        if not versions or len(versions) != len(protocols) or len(versions) > PROTOCOLS_MAX:
+            raise RemoteProtocolError(
+                f"protocols in hello must be a list of 1 to {PROTOCOLS_MAX} 'major.minor'"
+            )
         return cls(
             role=Role(role),
             epoch=epoch,

@@ -206,7 +206,7 @@ async def test_a_call_cancelled_while_it_is_half_written_is_written_whole_then_c
 async def test_an_answer_to_a_request_that_was_not_sent_yet_is_nobodys_answer() -> None:
     async with client() as c:
         await c.start_call()
-        c.jobs.on_response(Response("00000000000000a1-1", xmlrpc.encode_result("guessed"), SESSION))
+        c.jobs.on_response(Response("00000000000000a1-00000001", xmlrpc.encode_result("guessed"), SESSION))
         await trio.testing.wait_all_tasks_blocked()
         assert c.outcomes == []
         assert c.counters.drops == {"unknown-reply": 1}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from virtagent_protocol.logs import LineFormatter
+from virtagent_protocol.logs import BURST, LENGTH_MAX, RATE, LineFormatter, RateLimit
 
 
 def record(message: str, level: int = logging.INFO, *, with_trace: bool = False) -> logging.LogRecord:
@@ -41,3 +41,30 @@ def test_every_line_of_a_traceback_is_marked() -> None:
     assert lines[0] == "<3>failed"
     assert "<3>ValueError: two" in lines
     assert all(line.startswith("<3>") for line in lines)
+
+
+def test_a_line_of_any_length_is_cut() -> None:
+    line = LineFormatter("va-guest", for_journal=False).format(record("\x1b" * 10**6))
+    assert len(line) == len("va-guest: ") + LENGTH_MAX + len("…")
+
+
+def test_a_flood_of_lines_is_thinned_out_and_what_was_left_out_is_told() -> None:
+    now = 0.0
+    limit = RateLimit(lambda: now)
+    passed = sum(limit.filter(record("hello")) for _ in range(BURST + 500))
+    assert passed == BURST
+    now += 1
+    following = [record("100 %") for _ in range(BURST)]
+    flowing = [line for line in following if limit.filter(line)]
+    assert len(flowing) == RATE
+    assert flowing[0].getMessage() == "(500 lines left out) 100 %"
+    assert flowing[1].getMessage() == "100 %"
+
+
+def test_a_flood_of_lesser_lines_hides_no_error() -> None:
+    limit = RateLimit(lambda: 0.0)
+    for _ in range(BURST + 5):
+        limit.filter(record("hello"))
+    error = record("broken", logging.ERROR)
+    assert limit.filter(error)
+    assert error.getMessage() == "(5 lines left out) broken"
