@@ -1,21 +1,34 @@
-"""`va-host attach`: serves a VM that runs already, and leaves it running."""
+"""`va-host attach`: serves a VM that runs already, and leaves it running.
+
+With ``--retry`` it serves one QEMU after another at the same monitor, by one bridge, and waits in between.
+"""
 
 from __future__ import annotations
 
 import logging
 import signal
+from pathlib import Path
 
 import trio
 
+from virtagent_protocol.errors import Forbidden, VirtagentError
+from virtagent_protocol.linkstate import LinkEvent
 from virtagent_protocol.logs import set_up
+from virtagent_protocol.notify import notify
+from virtagent_protocol.nursery import plain_nursery
 
+from .bridge import Bridge
+from .commands import bind
 from .options import AttachOptions
 from .qmp import QmpConnection, open_qmp
-from .runtime import lock
-from .service import Service, serve_qemu
+from .runtime import VmPaths, lock
+from .service import Service, open_service, serve_qemu, until_detached
 from .vm import Vm
 
 log = logging.getLogger("virtagent.host")
+
+#: Seconds between two attempts to reach a QEMU that is not there.
+RETRY_EVERY = 1.0
 
 
 def attach_main(options: AttachOptions) -> None:
@@ -37,9 +50,58 @@ async def attach(options: AttachOptions) -> None:
         if options.qmp is None:
             assert options.channel is not None
             await Service(vm, None, options.channel).run(paths.bridge, _stop_on_signal)
+        elif options.retry:
+            await _serve_each_qemu(vm, options.qmp, paths)
         else:
             async with open_qmp(options.qmp) as qmp:
                 await serve_qemu(vm, qmp, paths.chardev, paths.bridge, _stop_on_signal)
+
+
+async def _serve_each_qemu(vm: Vm, monitor: Path, paths: VmPaths) -> None:
+    """Serve whatever QEMU answers at a monitor, until `va_detach` or a signal.
+
+    Raises:
+        Forbidden: nothing that waiting mends.
+        VirtagentError: the bridge cannot be served.
+    """
+    bridge = Bridge(bind(vm), None)
+    vm.emit = bridge.broadcast
+    async with plain_nursery() as nursery:
+        await nursery.start(bridge.serve, paths.bridge)
+        nursery.start_soon(_keep_serving, vm, bridge, monitor, paths.chardev)
+        nursery.start_soon(_cancel_on_signal, vm, nursery.cancel_scope)
+        notify("READY=1", status=f"{vm.name}: serving {paths.bridge}")
+        await until_detached(vm)
+        nursery.cancel_scope.cancel()
+    notify("STOPPING=1")
+
+
+async def _keep_serving(vm: Vm, bridge: Bridge, monitor: Path, chardev: Path) -> None:
+    told = ""
+    while True:
+        try:
+            async with open_qmp(monitor) as qmp:
+                service = await open_service(vm, qmp, chardev)
+                log.info("%s: attached to %s", vm.name, monitor)
+                with bridge.in_front_of(qmp):
+                    await service.serve()
+            reason = "QEMU has ended"
+        except Forbidden:
+            raise
+        except VirtagentError as error:
+            reason = str(error)
+        vm.link.hint(LinkEvent.PORT_REMOVED, f"waiting for QEMU: {reason}")
+        # Whatever stopped that VM has ended with it.
+        vm.link.resume()
+        if reason != told:  # once, not at each attempt
+            told = reason
+            log.warning("%s: %s; waiting for QEMU at %s", vm.name, reason, monitor)
+        await trio.sleep(RETRY_EVERY)
+
+
+async def _cancel_on_signal(vm: Vm, scope: trio.CancelScope) -> None:
+    await _stop_on_signal(vm, None)
+    scope.cancel()
 
 
 async def _stop_on_signal(vm: Vm, qmp: QmpConnection | None) -> None:

@@ -15,7 +15,6 @@ The rules:
 from __future__ import annotations
 
 import base64
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -103,12 +102,14 @@ class Argument:
             raise InvalidArguments(
                 f"Parameter '{self.name}' does not accept value '{value}', only: {choices}"
             )
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidArguments(f"Parameter '{self.name}' must be a finite number")
+        if isinstance(value, (int, float)) and not abs(value) <= _NUMBER_MAX:
+            raise InvalidArguments(f"Parameter '{self.name}' must be a finite number below 2^63")
         if self.minimum is not None and isinstance(value, (int, float)) and value < self.minimum:
             raise InvalidArguments(f"Parameter '{self.name}' must be at least {self.minimum:g}")
 
 
+#: A JSON integer may have 300 digits, which neither a clock nor XML-RPC takes.
+_NUMBER_MAX = 2**63 - 1
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "number": (int, float)}
 
 

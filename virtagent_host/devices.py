@@ -36,6 +36,8 @@ PORT_ID = "virtagent-port"
 _PERIPHERALS = ("/machine/peripheral", "/machine/peripheral-anon")
 #: A chardev's description in query-chardev, such as ``disconnected:unix:/run/x,server=on``.
 _SOCKET = re.compile(r"(?:disconnected:)?unix:(?P<path>.+?)(?:,server(?:=on)?)?")
+#: The types of a controller; each transport of virtio has its own.
+CONTROLLER = re.compile(r"virtio-serial-(pci|device|ccw)")
 _CHILD = re.compile(r"child<(.+)>")
 
 #: What to add to QEMU's command line where nothing can be plugged in.
@@ -82,9 +84,9 @@ async def find_channel(qmp: QmpConnection) -> Channel | None:
     Raises:
         NotThere: it has one, but its chardev is no unix socket to connect to.
     """
-    async for path, kind in _devices(qmp):
-        if kind == "virtserialport" and await _property(qmp, path, "name") == PORT_NAME:
-            chardev = await _property(qmp, path, "chardev")
+    async for path, kind in devices(qmp):
+        if kind == "virtserialport" and await device_property(qmp, path, "name") == PORT_NAME:
+            chardev = await device_property(qmp, path, "chardev")
             port = path.rpartition("/")[2] if path.startswith(_PERIPHERALS[0] + "/") else ""
             return await _channel(qmp, chardev, port)
     return None
@@ -149,8 +151,8 @@ async def _ensure_chardev(qmp: QmpConnection, path: Path) -> bool:
 
 async def _ensure_controller(qmp: QmpConnection) -> bool:
     """Return whether a controller had to be added."""
-    kinds = {path: kind async for path, kind in _devices(qmp)}
-    if any(re.match(r"virtio-serial-(pci|device|ccw)", kind) for kind in kinds.values()):
+    kinds = {path: kind async for path, kind in devices(qmp)}
+    if any(CONTROLLER.match(kind) for kind in kinds.values()):
         return False
     root_ports = [path.rpartition("/")[2] for path, kind in kinds.items() if kind == "pcie-root-port"]
     refusals = []
@@ -176,13 +178,19 @@ async def _channel(qmp: QmpConnection, chardev: str, port: str) -> Channel:
         raise NotThere(
             f"port {PORT_NAME} has no chardev; unplug it (device_del {port or '…'}) and attach again"
         )
-    match = _SOCKET.fullmatch(info["filename"])
-    if match is None:
+    path = socket_path(info["filename"])
+    if path is None:
         raise NotThere(
             f"the chardev of port {PORT_NAME} is '{info['filename']}', not a listening unix socket: "
             f"make it -chardev socket,id={chardev},path=…,server=on,wait=off"
         )
-    return Channel(chardev, Path(match["path"]), port, bool(info["frontend-open"]))
+    return Channel(chardev, path, port, bool(info["frontend-open"]))
+
+
+def socket_path(filename: str) -> Path | None:
+    """Return the unix socket of a chardev as `query-chardev` describes it; None if it is something else."""
+    match = _SOCKET.fullmatch(filename)
+    return None if match is None else Path(match["path"])
 
 
 async def is_taken(qmp: QmpConnection, channel: Channel) -> bool:
@@ -192,7 +200,7 @@ async def is_taken(qmp: QmpConnection, channel: Channel) -> bool:
     return info is not None and not info["filename"].startswith("disconnected:")
 
 
-async def _devices(qmp: QmpConnection) -> AsyncIterator[tuple[str, str]]:
+async def devices(qmp: QmpConnection) -> AsyncIterator[tuple[str, str]]:
     """Yield QOM path and type of every device that a user or management tool made."""
     for parent in _PERIPHERALS:
         for item in await qmp.execute("qom-list", {"path": parent}):
@@ -201,5 +209,6 @@ async def _devices(qmp: QmpConnection) -> AsyncIterator[tuple[str, str]]:
                 yield f"{parent}/{item['name']}", match[1]
 
 
-async def _property(qmp: QmpConnection, path: str, name: str) -> str:
+async def device_property(qmp: QmpConnection, path: str, name: str) -> str:
+    """Return a property of the device at a QOM path."""
     return str(await qmp.execute("qom-get", {"path": path, "property": name}))

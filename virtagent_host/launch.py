@@ -68,7 +68,8 @@ async def launch(options: LaunchOptions) -> None:
         try:
             async with open_qmp(monitor, patience=START_PATIENCE) as qmp:
                 await serve_qemu(vm, qmp, paths.chardev, paths.bridge, shut_down_on_signal)
-        except LinkBroken:
+        except (LinkBroken, NotThere):
+            # NotThere: it ended before we could connect, and its listening socket with it.
             with trio.move_on_after(_REAP_PATIENCE):
                 await process.wait()
             if process.returncode is None:

@@ -46,10 +46,12 @@ class AttachOptions(ServiceOptions):
     Attributes:
         qmp: QEMU's QMP socket.
         channel: a unix socket on which a virtagent channel already is (``--channel unix:PATH``).
+        retry: with *qmp*: wait for a QEMU that is not there, now or any more.
     """
 
     qmp: Path | None = None
     channel: Path | None = None
+    retry: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -227,7 +227,7 @@ async def test_a_usage_error_is_2_and_help_is_for_every_command(lab: Lab) -> Non
     assert (await lab.run("attach")).returncode == 2
     listed = (await lab.run("--help")).stdout.decode()
     commands = listed.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
-    assert len(commands) == 15
+    assert len(commands) == 16
     for line in commands:
         shown = await lab.run(line.split()[0], "--help")
         assert shown.returncode == 0

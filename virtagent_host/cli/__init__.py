@@ -9,6 +9,7 @@ module          commands
 `service`       attach, launch, detach, list
 `guest`         status, wait, ping, capabilities, shutdown, viewfile, viewdmesg
 `qmp`           qmp, events, monitor
+`doctor`        doctor
 `completion`    completion
 `common`        what they share: names, options, the connection
 ==============  ===========================================================
@@ -28,7 +29,7 @@ import virtagent_protocol
 from virtagent_protocol.errors import EXIT_STATUS, VirtagentError
 
 from ..output import EXIT_HELP, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, PROGRAM, put_error
-from . import completion, guest, qmp, service
+from . import completion, doctor, guest, qmp, service
 from .common import Invocation, examples
 
 _STDOUT_FAILED = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -75,7 +76,7 @@ def app(invocation: Invocation, runtime_dir: str | None, verbose: int) -> None:
     invocation.verbose = verbose
 
 
-for command in (*service.COMMANDS, *guest.COMMANDS, *qmp.COMMANDS, *completion.COMMANDS):
+for command in (*service.COMMANDS, *guest.COMMANDS, *qmp.COMMANDS, *doctor.COMMANDS, *completion.COMMANDS):
     app.add_command(command)
 
 

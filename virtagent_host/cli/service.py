@@ -51,11 +51,23 @@ def _link_options(command: Decorated) -> Decorated:
         "va-host attach --channel unix:/run/vm/channel.sock --name demo",
     )
 )
-@click.option("--qmp", metavar="SOCKET", type=click.Path(path_type=Path), help="QEMU's QMP socket.")
+# Whether it may be used is for `open_qmp` to say, by kind and remedy, and not for click.
+@click.option(
+    "--qmp",
+    metavar="SOCKET",
+    type=click.Path(path_type=Path, readable=False),
+    help="QEMU's QMP socket.",
+)
 @click.option(
     "--channel",
     metavar="unix:PATH",
     help="Without QMP: the unix socket of a channel that libvirt or another tool made.",
+)
+@click.option(
+    "--retry",
+    is_flag=True,
+    help="Wait for a QEMU that is not there yet, or that has ended, instead of ending too. "
+    "The bridge is served meanwhile, in state no-port.",
 )
 @click.option(
     "--name",
@@ -69,6 +81,7 @@ def attach(
     invocation: Invocation,
     qmp: Path | None,
     channel: str | None,
+    retry: bool,
     name: str | None,
     send_max: int,
     execute_max: int,
@@ -82,6 +95,8 @@ def attach(
         raise click.UsageError("give one of --qmp SOCKET and --channel unix:PATH")
     if channel is not None and not channel.startswith(_UNIX):
         raise click.BadParameter("only unix:PATH is known", param_hint="--channel")
+    if retry and channel is not None:
+        raise click.UsageError("--retry goes with --qmp: a channel without QMP is waited for in any case")
     channel_path = None if channel is None else Path(channel.removeprefix(_UNIX))
 
     from ..attach import attach_main
@@ -93,6 +108,7 @@ def attach(
             runtime=invocation.runtime,
             qmp=qmp,
             channel=channel_path,
+            retry=retry,
             settings=Settings(send_max=send_max, execute_max=execute_max),
             verbose=invocation.verbose,
         )
