@@ -1,6 +1,7 @@
 """Fixtures for the tests on a real guest.
 
 * `guest`: one booted VM for the whole session, machine ``pc``. For tests that leave it as they found it.
+* `attached`: another, with `va-host attach` at work; the port was hot-plugged. For tests that leave it ready.
 * A test that reboots, breaks or shuts down its guest starts its own, with `tests.guest.vm.running_vm`.
 
 A test that fails shows where the log of its guest is, and how the log ends.
@@ -14,6 +15,7 @@ from collections.abc import Generator, Iterator
 import pytest
 import trio
 
+from tests.guest.lab import Attached
 from tests.guest.vm import Vm
 
 
@@ -39,6 +41,45 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
         yield vm
     finally:
         vm.stop()
+
+
+@pytest.fixture(scope="session")
+def attached_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
+    """The booted guest of `attached`, with a second serial port that nobody uses yet."""
+    directory = tmp_path_factory.mktemp("attached")
+    serial = f"socket,id=serial,path={directory / 'serial.sock'},server=on,wait=off"
+    vm = Vm(directory, extra=["-chardev", serial, "-device", "isa-serial,chardev=serial,index=1"])
+    try:
+        vm.start()
+        trio.run(vm.booted)
+        yield vm
+    finally:
+        vm.stop()
+
+
+@pytest.fixture(scope="session")
+def attached_once(attached_vm: Vm) -> Iterator[Attached]:
+    """What `attached` checks and hands out."""
+    attached = Attached(attached_vm, attached_vm.directory / "serial.sock")
+    try:
+        trio.run(attached.attach_and_meet)
+        yield attached
+    finally:
+        attached.stop()
+
+
+@pytest.fixture
+def attached(attached_once: Attached) -> Attached:
+    """A guest whose agent answers, shared by all tests of the session."""
+    if attached_once.given_up:
+        pytest.fail("an earlier test left the guest without an agent that answers")
+    try:
+        trio.run(attached_once.lab.ready)
+    except BaseException:
+        # Or each of the tests that follow would wait for it just as long.
+        attached_once.given_up = True
+        raise
+    return attached_once
 
 
 @pytest.hookimpl(wrapper=True)
