@@ -39,9 +39,9 @@ _log = logging.getLogger("virtagent.link")
 
 #: Bytes read at a time: one full stream chunk with its head.
 READ_SIZE = 65536 + 4096
-#: Messages and drops that are handled before other tasks have their turn. 2 MiB may hold a million drops of
-#: 3 µs each; an ordinary request costs 100 µs.
-EVENTS_AT_ONCE = 32
+#: Seconds for which what was read is handled before other tasks have their turn. 2 MiB may hold a million
+#: fragments, or checksums that take a millisecond each.
+TURN = 0.005
 #: Seconds without a byte after which an unfinished message is given up (greeting) or doubted (ready).
 STALL = 1.0
 
@@ -242,10 +242,12 @@ class Link:
     async def _handle_all(self) -> None:
         # The greeter may be at it as well as the reader (`_abandon`). Each event is handled as it is taken,
         # so their order stays.
-        for number, event in enumerate(self._reader.events(), 1):
+        turn_ends = time.perf_counter() + TURN
+        for event in self._reader.events():
             self._handle(event)
-            if number % EVENTS_AT_ONCE == 0:
+            if time.perf_counter() > turn_ends:
                 await trio.lowlevel.checkpoint()
+                turn_ends = time.perf_counter() + TURN
 
     async def _abandon(self) -> None:
         self._reader.give_up()

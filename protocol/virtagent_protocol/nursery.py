@@ -26,13 +26,14 @@ async def plain_nursery() -> AsyncIterator[trio.Nursery]:
         async with trio.open_nursery() as nursery:
             yield nursery
     except BaseExceptionGroup as group:
-        errors = list(_leaves(group))
+        errors = leaves(group)
         if all(isinstance(error, VirtagentError) for error in errors):
             raise errors[0] from None
         raise
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
+def leaves(error: BaseException) -> list[BaseException]:
+    """Return the exceptions of a group, of the groups in it and so on; or the exception itself."""
     if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
     return [error]

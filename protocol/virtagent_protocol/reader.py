@@ -267,6 +267,9 @@ class MessageReader:
         end = buffer.find(b"\r\n\r\n", start, cut if cut >= 0 else limit)
         if end >= 0:
             cut = -1  # it stands in the body
+        elif start <= cut <= start + LINE_MAX:
+            self._at = cut  # the quick way for what a garbled stream is full of: no line can be too long
+            raise _Illegal(DropCause.CUT_SHORT)
         stop = cut if cut >= 0 else end if end >= 0 else min(len(buffer), limit)
         lines = bytes(memoryview(buffer)[start:stop]).split(b"\r\n")
         # The last line may yet lack the LF of its CRLF. Length comes before all else, so that what a
