@@ -13,7 +13,7 @@ ROOTFS := build/guest/rootfs-$(shell sha256sum scripts/build_rootfs.sh | cut -c 
 IMAGE := build/guest/disk.img
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-unit test-integration test-guest check setup guest-bundle guest-image install-guest clean
+.PHONY: help demo test test-unit test-integration test-guest test-faults soak fuzz check setup guest-bundle guest-image install-guest clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r target text; do printf '  %-18s %s\n' $$target "$$text"; done
@@ -32,6 +32,18 @@ test-integration: setup ## run the tests with processes and sockets
 
 test-guest: setup guest-image ## run the tests on a real guest
 	@$(VENV)/pytest tests/guest
+
+test-faults: setup guest-image ## do every fault many times (FAULT_REPEAT, 100), for the table of docs/reliability.md
+	@FAULT_REPEAT=$${FAULT_REPEAT:-100} $(VENV)/pytest tests/faults
+
+soak: setup guest-image ## random faults for SOAK_SECONDS (1200) on processes and a guest, then write docs/reliability.md
+	@PYTHONPATH=protocol:. $(VENV)/python -m tests.faults.soak
+	@PYTHONPATH=protocol:. $(VENV)/python -m tests.faults.report >build/reliability.md
+	@mv build/reliability.md docs/reliability.md
+
+fuzz: setup ## fuzz each parser for FUZZ_SECONDS (60)
+	@$(VENV)/python -c 'import atheris' 2>/dev/null || { echo "fuzz: installing atheris"; $(VENV)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'; }
+	@PYTHONPATH=protocol:. $(VENV)/python -m tests.fuzz.run
 
 check: setup ## lint, format check and type check
 	@echo "check: ruff, mypy"

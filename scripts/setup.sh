@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 python=${1:-python3}
 # gpg and mount are only recommended by mmdebstrap: it finds the archive's key by the one, and needs the other.
-packages=(python3-venv qemu-system-x86 mmdebstrap gpg mount e2fsprogs socat ca-certificates)
+packages=(python3-venv qemu-system-x86 qemu-utils mmdebstrap gpg mount e2fsprogs socat ca-certificates)
 # The requirements that .venv was made for.
 stamp=.venv/requirements.sha256
 

@@ -24,7 +24,7 @@ import trio
 from virtagent_protocol.errors import LinkBroken, NotReady, NotThere, VirtagentError
 from virtagent_protocol.linkstate import LinkEvent
 from virtagent_protocol.notify import notify
-from virtagent_protocol.nursery import plain_nursery
+from virtagent_protocol.nursery import leaves, plain_nursery
 
 from .bridge import Bridge
 from .commands import bind
@@ -38,9 +38,9 @@ log = logging.getLogger("virtagent.host")
 RECONNECT_MIN, RECONNECT_MAX = 0.1, 5.0
 #: Seconds for QEMU to notice that the va-host before us is gone.
 TAKEN_PATIENCE = 2.0
-#: Seconds for the answer to `va_detach` to reach its client.
-DETACH_GRACE = 0.2
-#: Seconds between two looks at a QEMU that is about to say that its guest has moved away: no event tells.
+#: Seconds for the last answers and events (`va_detach`, `quit`, SHUTDOWN) to reach the bridge's clients.
+LAST_WORDS = 0.2
+#: Seconds between two looks at a QEMU that finishes a migration; no event tells that it has.
 MIGRATION_LOOK = 0.1
 
 _NO_AGENT = "no agent has opened the port yet"
@@ -49,6 +49,14 @@ _NO_PORT = (
     "or detach and attach, which does"
 )
 _MIGRATED = "the VM was migrated away: another QEMU runs it now"
+_PANICKED = "the guest has panicked"
+#: RunState (qapi/run-state.json) → why the VM is stopped, where that is more than somebody's wish.
+_WHY_STOPPED = {
+    "postmigrate": _MIGRATED,
+    "guest-panicked": _PANICKED,
+    "io-error": "a disk of the VM has failed (QEMU is in state 'io-error')",
+    "watchdog": "the guest's watchdog has stopped the VM",
+}
 
 
 #: A task of the service that ends it by returning, such as on a signal.
@@ -154,6 +162,8 @@ class Service:
 
     async def _stop(self, stopper: Stopper, service_scope: trio.CancelScope) -> None:
         await stopper(self._vm, self._qmp)
+        if self._ending is not None:
+            await trio.sleep(LAST_WORDS)
         service_scope.cancel()
 
     # --- The link --------------------------------------------------------------------------------
@@ -209,7 +219,8 @@ class Service:
         except Exception as error:
             # A bug of ours ends this link, not the service; the next one starts clean.
             log.exception("%s: internal error in the link", self._vm.name)
-            self._link.note_error(f"internal error: {type(error).__name__}: {error}")
+            cause = leaves(error)[0]
+            self._link.note_error(f"internal error: {type(cause).__name__}: {cause}")
 
     # --- QEMU ------------------------------------------------------------------------------------
 
@@ -223,6 +234,7 @@ class Service:
                 f"{self._vm.name}: QEMU closed its monitor without a word: it crashed or was killed"
             )
         log.info("%s: QEMU has ended (%s)", self._vm.name, self._ending)
+        await trio.sleep(LAST_WORDS)
 
     def _on_qemu_event(self, event: Event, nursery: trio.Nursery) -> None:
         data = event.get("data", {})
@@ -240,9 +252,9 @@ class Service:
                 self._link_scope.cancel()
             case "STOP":
                 self._link.pause("QEMU has stopped the VM")
-                nursery.start_soon(self._look_for_migration)
+                nursery.start_soon(self._explain_stop)
             case "GUEST_PANICKED":
-                self._link.hint(LinkEvent.PORT_CLOSED, "the guest has panicked")
+                self._link.hint(LinkEvent.PORT_CLOSED, _PANICKED)
             case "SUSPEND":
                 self._link.pause("the guest is suspended")
             case "RESUME" | "WAKEUP":
@@ -250,8 +262,8 @@ class Service:
             case "SHUTDOWN":
                 self._ending = data["reason"]
 
-    async def _look_for_migration(self) -> None:
-        """After a stop, find out whether the VM has left this QEMU."""
+    async def _explain_stop(self) -> None:
+        """After a stop, find out what it means."""
         assert self._qmp is not None
         status = "finish-migrate"
         with suppress(VirtagentError):
@@ -260,11 +272,12 @@ class Service:
                 status = (await self._qmp.execute("query-status"))["status"]
         if status == "postmigrate":
             self._link.hint(LinkEvent.PORT_REMOVED, _MIGRATED)
-            self._link.pause(_MIGRATED)
+        if status in _WHY_STOPPED:
+            self._link.pause(_WHY_STOPPED[status])
 
 
 async def until_detached(vm: Vm) -> None:
     """Return when `va_detach` was called, and its answer has had time to go out."""
     await vm.detached.wait()
     log.info("%s: detached, QEMU runs on", vm.name)
-    await trio.sleep(DETACH_GRACE)
+    await trio.sleep(LAST_WORDS)
