@@ -131,9 +131,12 @@ class LinkStateMachine:
         return self._pause is None
 
     def pause(self, reason: str, now: float) -> bool:
-        """The VM was stopped; return whether `status` changed."""
-        before, self._pause = self._pause, Status(LinkState.PAUSED, reason, now)
-        return before is None
+        """The VM was stopped, or it is known better why; return whether `status` changed."""
+        before = self._pause
+        if before is not None and before.reason == reason:
+            return False
+        self._pause = Status(LinkState.PAUSED, reason, before.since if before else now)
+        return True
 
     def resume(self) -> bool:
         """The VM runs again; return whether `status` changed."""
