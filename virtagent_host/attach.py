@@ -19,7 +19,8 @@ from virtagent_protocol.nursery import plain_nursery
 
 from .bridge import Bridge
 from .commands import bind
-from .options import AttachOptions
+from .keeper import SocketKeeper
+from .options import AttachOptions, Ports
 from .qmp import QmpConnection, open_qmp
 from .runtime import VmPaths, lock
 from .service import Service, open_service, serve_qemu, until_detached
@@ -46,10 +47,11 @@ async def attach(options: AttachOptions) -> None:
     options.runtime.create()
     paths = options.runtime.vm(options.name)
     with lock(paths):
-        vm = Vm(options.name, options.settings)
+        vm = Vm(options.name, options.settings, two_links=options.ports is Ports.TWO)
         if options.qmp is None:
             assert options.channel is not None
-            await Service(vm, None, options.channel).run(paths.bridge, _stop_on_signal)
+            keeper = SocketKeeper(vm.name, vm.link, options.channel)
+            await Service(vm, [keeper]).run(paths.bridge, _stop_on_signal)
         elif options.retry:
             await _serve_each_qemu(vm, options.qmp, paths)
         else:
@@ -90,9 +92,9 @@ async def _keep_serving(vm: Vm, bridge: Bridge, monitor: Path, chardev: Path) ->
             raise
         except VirtagentError as error:
             reason = str(error)
-        vm.link.hint(LinkEvent.PORT_REMOVED, f"waiting for QEMU: {reason}")
+        vm.hint(LinkEvent.PORT_REMOVED, f"waiting for QEMU: {reason}")
         # Whatever stopped that VM has ended with it.
-        vm.link.resume()
+        vm.resume()
         if reason != told:  # once, not at each attempt
             told = reason
             log.warning("%s: %s; waiting for QEMU at %s", vm.name, reason, monitor)

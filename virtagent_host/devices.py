@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 PORT_NAME = "org.qemu.virtagent"
 CHARDEV_ID = "virtagent"
 CONTROLLER_ID = "virtagent-serial"
-PORT_ID = "virtagent-port"
 
 #: Where QOM keeps devices with an id and without one.
 _PERIPHERALS = ("/machine/peripheral", "/machine/peripheral-anon")
@@ -45,6 +44,42 @@ COLD_PLUG = (
     f"-device virtio-serial,id={CONTROLLER_ID} at QEMU's start, "
     "or a free -device pcie-root-port,id=ID,chassis=N to plug one into"
 )
+
+
+@dataclass(frozen=True)
+class PortSpec:
+    """A port as we make it.
+
+    Attributes:
+        suffix: what its name, its ids and its socket have behind the common part.
+    """
+
+    suffix: str = ""
+
+    @property
+    def name(self) -> str:
+        """The port's name in the guest."""
+        return PORT_NAME + self.suffix
+
+    @property
+    def chardev(self) -> str:
+        """Id of its chardev."""
+        return CHARDEV_ID + self.suffix
+
+    @property
+    def id(self) -> str:
+        """Id of the virtserialport."""
+        return f"{CHARDEV_ID}{self.suffix}-port"
+
+    def socket(self, base: Path) -> Path:
+        """Where its chardev listens, given where that of a single port would."""
+        return base.with_name(base.name + self.suffix)
+
+
+#: One port for both directions; or one for the host's calls and one for the guest's, named after what the
+#: agent in the guest is there.
+ONE_PORT = (PortSpec(),)
+TWO_PORTS = (PortSpec("-server"), PortSpec("-client"))
 
 
 @dataclass(frozen=True)
@@ -64,39 +99,46 @@ class Channel:
     open: bool
 
 
-def cold_plug_arguments(path: Path) -> list[str]:
-    """Return the QEMU options that make the same devices at start, for `va-host launch`."""
-    # A comma in an option's value is written twice (qemu(1)).
-    escaped = str(path).replace(",", ",,")
-    return [
-        "-chardev",
-        f"socket,id={CHARDEV_ID},path={escaped},server=on,wait=off",
-        "-device",
-        f"virtio-serial,id={CONTROLLER_ID}",
-        "-device",
-        f"virtserialport,id={PORT_ID},chardev={CHARDEV_ID},name={PORT_NAME}",
-    ]
+def cold_plug_arguments(specs: Sequence[PortSpec], path: Path) -> list[str]:
+    """Return the QEMU options that make the same devices at start, for `va-host launch`.
+
+    Args:
+        specs: the ports.
+        path: where the chardev of a single port listens.
+    """
+    arguments = ["-device", f"virtio-serial,id={CONTROLLER_ID}"]
+    for spec in specs:
+        # A comma in an option's value is written twice (qemu(1)).
+        escaped = str(spec.socket(path)).replace(",", ",,")
+        arguments += [
+            "-chardev",
+            f"socket,id={spec.chardev},path={escaped},server=on,wait=off",
+            "-device",
+            f"virtserialport,id={spec.id},chardev={spec.chardev},name={spec.name}",
+        ]
+    return arguments
 
 
-async def find_channel(qmp: QmpConnection) -> Channel | None:
-    """Return the virtagent port, if the machine has one.
+async def find_channel(qmp: QmpConnection, spec: PortSpec) -> Channel | None:
+    """Return the virtagent port of that name, if the machine has it.
 
     Raises:
         NotThere: it has one, but its chardev is no unix socket to connect to.
     """
     async for path, kind in devices(qmp):
-        if kind == "virtserialport" and await device_property(qmp, path, "name") == PORT_NAME:
+        if kind == "virtserialport" and await device_property(qmp, path, "name") == spec.name:
             chardev = await device_property(qmp, path, "chardev")
             port = path.rpartition("/")[2] if path.startswith(_PERIPHERALS[0] + "/") else ""
-            return await _channel(qmp, chardev, port)
+            return await _channel(qmp, spec, chardev, port)
     return None
 
 
-async def ensure_channel(qmp: QmpConnection, path: Path) -> Channel:
-    """Return the virtagent port; where there is none, plug one in.
+async def ensure_channel(qmp: QmpConnection, spec: PortSpec, path: Path) -> Channel:
+    """Return the virtagent port of that name; where there is none, plug one in.
 
     Args:
         qmp: QEMU.
+        spec: the port.
         path: where a new chardev is to listen. QEMU makes the socket.
 
     Raises:
@@ -104,17 +146,17 @@ async def ensure_channel(qmp: QmpConnection, path: Path) -> Channel:
         Forbidden: QEMU may not make the socket at *path*.
         QemuError: QEMU refused for another reason.
     """
-    found = await find_channel(qmp)
+    found = await find_channel(qmp, spec)
     if found is not None:
-        log.info("found port %s with chardev %s at %s", PORT_NAME, found.chardev, found.path)
+        log.info("found port %s with chardev %s at %s", spec.name, found.chardev, found.path)
         return found
-    added_chardev = await _ensure_chardev(qmp, path)
+    added_chardev = await _ensure_chardev(qmp, spec.chardev, path)
     try:
         added_controller = await _ensure_controller(qmp)
         try:
             await qmp.execute(
                 "device_add",
-                {"driver": "virtserialport", "id": PORT_ID, "chardev": CHARDEV_ID, "name": PORT_NAME},
+                {"driver": "virtserialport", "id": spec.id, "chardev": spec.chardev, "name": spec.name},
             )
         except QemuError:
             if added_controller:
@@ -122,23 +164,23 @@ async def ensure_channel(qmp: QmpConnection, path: Path) -> Channel:
             raise
     except (QemuError, NotThere):
         if added_chardev:
-            await qmp.execute("chardev-remove", {"id": CHARDEV_ID})
+            await qmp.execute("chardev-remove", {"id": spec.chardev})
         raise
-    log.info("plugged in port %s with chardev %s at %s", PORT_NAME, CHARDEV_ID, path)
-    return await _channel(qmp, CHARDEV_ID, PORT_ID)
+    log.info("plugged in port %s with chardev %s at %s", spec.name, spec.chardev, path)
+    return await _channel(qmp, spec, spec.chardev, spec.id)
 
 
-async def _ensure_chardev(qmp: QmpConnection, path: Path) -> bool:
+async def _ensure_chardev(qmp: QmpConnection, chardev: str, path: Path) -> bool:
     """Return whether the chardev had to be added."""
     chardevs = {info["label"]: info for info in await qmp.execute("query-chardev")}
-    if CHARDEV_ID in chardevs:
+    if chardev in chardevs:
         return False
     # QEMU listens before it answers, but it does not remove a file that is in its way.
     path.unlink(missing_ok=True)
     address = {"type": "unix", "data": {"path": str(path)}}
     backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
     try:
-        await qmp.execute("chardev-add", {"id": CHARDEV_ID, "backend": backend})
+        await qmp.execute("chardev-add", {"id": chardev, "backend": backend})
     except QemuError as error:
         if "Permission denied" in str(error):
             raise Forbidden(
@@ -171,17 +213,17 @@ async def _ensure_controller(qmp: QmpConnection) -> bool:
     )
 
 
-async def _channel(qmp: QmpConnection, chardev: str, port: str) -> Channel:
+async def _channel(qmp: QmpConnection, spec: PortSpec, chardev: str, port: str) -> Channel:
     chardevs = {info["label"]: info for info in await qmp.execute("query-chardev")}
     info = chardevs.get(chardev)
     if info is None:
         raise NotThere(
-            f"port {PORT_NAME} has no chardev; unplug it (device_del {port or '…'}) and attach again"
+            f"port {spec.name} has no chardev; unplug it (device_del {port or '…'}) and attach again"
         )
     path = socket_path(info["filename"])
     if path is None:
         raise NotThere(
-            f"the chardev of port {PORT_NAME} is '{info['filename']}', not a listening unix socket: "
+            f"the chardev of port {spec.name} is '{info['filename']}', not a listening unix socket: "
             f"make it -chardev socket,id={chardev},path=…,server=on,wait=off"
         )
     return Channel(chardev, path, port, bool(info["frontend-open"]))

@@ -20,8 +20,8 @@ import trio
 from virtagent_protocol.errors import LinkBroken, NotThere, VirtagentError
 from virtagent_protocol.logs import set_up
 
-from .devices import cold_plug_arguments
-from .options import LaunchOptions
+from .devices import ONE_PORT, TWO_PORTS, cold_plug_arguments
+from .options import LaunchOptions, Ports
 from .qmp import QmpConnection, open_qmp
 from .runtime import lock
 from .service import serve_qemu
@@ -54,7 +54,8 @@ async def launch(options: LaunchOptions) -> None:
     """Start QEMU and serve it until it ends; see `launch_main`."""
     options.runtime.create()
     paths = options.runtime.vm(options.name)
-    vm = Vm(options.name, options.settings)
+    two = options.ports is Ports.TWO
+    vm = Vm(options.name, options.settings, two_links=two)
     served = False
 
     # From before QEMU starts: a signal that comes meanwhile is acted on when there is something to shut down.
@@ -68,9 +69,11 @@ async def launch(options: LaunchOptions) -> None:
             log.info("%s: %s, shutting the guest down", vm.name, signal.Signals(number).name)
             await shut_down(vm, qmp)
 
-        paths.chardev.unlink(missing_ok=True)
+        specs = TWO_PORTS if two else ONE_PORT
+        for spec in specs:
+            spec.socket(paths.chardev).unlink(missing_ok=True)
         monitor = paths.bridge.with_suffix(MONITOR_SUFFIX)
-        process = await _start([*options.argv, *cold_plug_arguments(paths.chardev)], monitor)
+        process = await _start([*options.argv, *cold_plug_arguments(specs, paths.chardev)], monitor)
         try:
             async with open_qmp(monitor, patience=START_PATIENCE) as qmp:
                 await serve_qemu(vm, qmp, paths.chardev, paths.bridge, shut_down_on_signal)

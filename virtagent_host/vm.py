@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import trio
@@ -15,7 +16,7 @@ from virtagent_protocol import __version__
 from virtagent_protocol.errors import FaultCode, RemoteFault
 from virtagent_protocol.limits import Settings
 from virtagent_protocol.link import Link
-from virtagent_protocol.linkstate import Status
+from virtagent_protocol.linkstate import LinkEvent, Status
 from virtagent_protocol.machine import boot_id
 from virtagent_protocol.registry import Registry
 from virtagent_protocol.session import Role, Session
@@ -34,31 +35,47 @@ class Vm:
 
     Args:
         name: as the user calls it.
-        settings: the adjustable limits of the link.
+        settings: the adjustable limits of each link.
+        two_links: whether the guest's calls have a link of their own.
 
     Attributes:
-        link: the link to the guest's agent; run by the service.
+        link: the link to the guest's agent, over which our calls go; kept by the service.
+        guest_link: a second one, for the guest's calls alone (`--ports two`), or None.
         emit: where VA_* events go; set by the service.
         detached: set when the service is to end.
-        facts: what the service wants `va_status` to tell besides: socket paths, ids.
+        facts: returns what the service wants `va_status` to tell besides: socket paths, ids.
     """
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, name: str, settings: Settings, *, two_links: bool = False) -> None:
         self.name = name
         self.emit: Emit = _nobody
         self.detached = trio.Event()
-        self.facts: dict[str, object] = {}
-        self.link = Link(
-            Role.HOST,
-            f"va-host {__version__}",
-            Registry(),
-            boot_id=boot_id(),
-            settings=settings,
-            on_status=self._on_status,
-            on_session=self._on_session,
-        )
+        self.facts: Callable[[], dict[str, object]] = dict
+        make_link = partial(Link, Role.HOST, f"va-host {__version__}", boot_id=boot_id(), settings=settings)
+        self.link = make_link(Registry(), on_status=self._on_status, on_session=self._on_session)
+        self.guest_link = make_link(Registry()) if two_links else None
         #: What the guest offers, of the last va.capabilities; None if not asked in this session.
         self._methods: frozenset[str] | None = None
+
+    @property
+    def links(self) -> list[Link]:
+        """All links, that for our calls first."""
+        return [self.link] if self.guest_link is None else [self.link, self.guest_link]
+
+    def hint(self, event: LinkEvent, reason: str) -> None:
+        """Tell all links what is known of their ports (`Link.hint`)."""
+        for link in self.links:
+            link.hint(event, reason)
+
+    def pause(self, reason: str) -> None:
+        """The VM was stopped (`Link.pause`)."""
+        for link in self.links:
+            link.pause(reason)
+
+    def resume(self) -> None:
+        """The VM runs again (`Link.resume`)."""
+        for link in self.links:
+            link.resume()
 
     async def call(self, method: str, *params: Value) -> Value:
         """Call a method of the guest that its capabilities list.
@@ -98,7 +115,8 @@ class Vm:
             "name": self.name,
             **_status(self.link.status),
             **peer,
-            **self.facts,
+            **self.facts(),
+            **({} if self.guest_link is None else {"guest-link": _status(self.guest_link.status)}),
             "figures": self.link.figures(),
         }
 

@@ -45,10 +45,13 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
 
 @pytest.fixture(scope="session")
 def attached_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
-    """The booted guest of `attached`, with a second serial port that nobody uses yet."""
+    """The booted guest of `attached`, with two more serial ports that nobody uses yet."""
     directory = tmp_path_factory.mktemp("attached")
-    serial = f"socket,id=serial,path={directory / 'serial.sock'},server=on,wait=off"
-    vm = Vm(directory, extra=["-chardev", serial, "-device", "isa-serial,chardev=serial,index=1"])
+    extra = []
+    for line, place in (("isa-serial", "index=1"), ("pci-serial", "addr=0x1d")):
+        socket = f"socket,id={line},path={directory / line}.sock,server=on,wait=off"
+        extra += ["-chardev", socket, "-device", f"{line},chardev={line},{place}"]
+    vm = Vm(directory, extra=extra)
     try:
         vm.start()
         trio.run(vm.booted)
@@ -60,7 +63,7 @@ def attached_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
 @pytest.fixture(scope="session")
 def attached_once(attached_vm: Vm) -> Iterator[Attached]:
     """What `attached` checks and hands out."""
-    attached = Attached(attached_vm, attached_vm.directory / "serial.sock")
+    attached = Attached(attached_vm)
     try:
         trio.run(attached.attach_and_meet)
         yield attached

@@ -17,6 +17,8 @@ The rules:
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import signal
@@ -46,6 +48,17 @@ END_TIMEOUT = 20.0
 LOOK_EVERY = 0.05
 
 _READ_SIZE = 1 << 16
+
+
+#: Every byte value, and the sequences that mean something to a terminal, to HTTP or to our framing.
+ALL_BYTES = bytes(range(256)) + b"\r\n\r\n\xff\xff\x03\x11\x13\x00\r\xffPOST /RPC2 HTTP/1.1\r\n\r\n\xff" * 8
+
+
+async def make_all_bytes(vm: Vm) -> None:
+    """Make the file /root/all-bytes in the guest."""
+    encoded = base64.b64encode(ALL_BYTES).decode()
+    made = await vm.console(f"base64 -d <<<{encoded} >/root/all-bytes && sha256sum </root/all-bytes")
+    assert made.output.split()[0] == hashlib.sha256(ALL_BYTES).hexdigest(), made
 
 
 class LabError(Exception):
@@ -277,14 +290,12 @@ class Attached:
     Attributes:
         vm: the VM, booted.
         lab: its va-host.
-        serial: where QEMU listens for the guest's second serial port, ttyS1.
         first_hello: the data of the first VA_GUEST_HELLO, as a client saw it who was there before.
         given_up: whether a test left it in a state in which others cannot use it.
     """
 
-    def __init__(self, vm: Vm, serial: Path) -> None:
+    def __init__(self, vm: Vm) -> None:
         self.vm = vm
-        self.serial = serial
         self.lab = Lab(vm.directory)
         self.first_hello: dict[str, Any] = {}
         self.given_up = False

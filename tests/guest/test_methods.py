@@ -1,38 +1,27 @@
-"""The guest's methods on the real thing, over a virtio-serial port and over a serial line."""
+"""The guest's methods on the real thing, over a virtio-serial port."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
 import re
 import time
 
-from tests.guest.lab import Attached, Lab
+from tests.guest.lab import ALL_BYTES, Attached, make_all_bytes
 
-#: Every byte value, and the sequences that mean something to a terminal, to HTTP or to our framing.
-ALL_BYTES = bytes(range(256)) + b"\r\n\r\n\xff\xff\x03\x11\x13\x00\r\xffPOST /RPC2 HTTP/1.1\r\n\r\n\xff" * 8
 #: Bytes of a file that takes several messages; odd, so that no part ends on a border of anything.
 BIG = 3_000_001
 #: Seconds in which an answer that must not wait for anything comes.
 SOON = 5.0
 
 
-async def _make_all_bytes(attached: Attached) -> None:
-    encoded = base64.b64encode(ALL_BYTES).decode()
-    await attached.in_guest(f"base64 -d <<<{encoded} >/root/all-bytes")
-    digest = (await attached.in_guest("sha256sum </root/all-bytes")).split()[0]
-    assert digest == hashlib.sha256(ALL_BYTES).hexdigest()
-
-
 async def test_a_binary_file_comes_as_it_is(attached: Attached) -> None:
-    await _make_all_bytes(attached)
+    await make_all_bytes(attached.vm)
     result = await attached.lab.run("viewfile", "demo", "/root/all-bytes")
     assert (result.status, result.stdout) == (0, ALL_BYTES)
 
 
 async def test_a_part_of_a_file_is_what_offset_and_count_say(attached: Attached) -> None:
-    await _make_all_bytes(attached)
+    await make_all_bytes(attached.vm)
     lab = attached.lab
     for offset, count in ((0, 1), (13, 300), (255, 1), (len(ALL_BYTES) - 2, 100), (len(ALL_BYTES), 1)):
         window = ("--offset", str(offset), "--count", str(count))
@@ -84,25 +73,3 @@ async def test_the_end_of_the_kernels_log_is_what_the_guest_has(attached: Attach
     assert len(lines) > 50
     assert all(re.match(r"\[ *\d+\.\d{6}\] ", line) for line in lines)
     assert any(line.endswith(f"] {mark}") for line in lines)
-
-
-async def test_a_serial_line_carries_every_byte(attached: Attached) -> None:
-    await _make_all_bytes(attached)
-    await attached.in_guest(
-        "systemd-run --quiet --collect --unit va-serial va-guest -c isa-serial -p /dev/ttyS1"
-    )
-    try:
-        lab = Lab(attached.vm.directory, "serial")
-        async with lab.serving("attach", "--channel", f"unix:{attached.serial}"):
-            status = await lab.ready()
-            assert status["channel"] == str(attached.serial)
-            await lab.succeed("ping")
-            result = await lab.run("viewfile", "serial", "/root/all-bytes")
-            assert (result.status, result.stdout) == (0, ALL_BYTES)
-            assert "--qmp" in await lab.fail(3, "qmp", "query-status")
-            # The other link, on its virtio-serial port, is not in the way.
-            await attached.lab.succeed("ping")
-        listed = json.loads((await lab.run("list", "--json")).stdout)
-        assert [vm["name"] for vm in listed] == ["demo"]
-    finally:
-        await attached.in_guest("systemctl stop va-serial")

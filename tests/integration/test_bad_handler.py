@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from tests.unit.linkpair import run_quietly
+from virtagent_host.keeper import SocketKeeper
 from virtagent_host.qmp import QmpConnection
 from virtagent_host.service import Service
 from virtagent_host.vm import Vm
@@ -50,7 +51,11 @@ async def test_an_internal_error_ends_its_link_is_told_and_the_next_link_works(
     with trio.fail_after(DEADLINE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, guest, [trio.SocketListener(sock)])
-            nursery.start_soon(Service(vm, None, tmp_path / "channel").run, tmp_path / "bridge", never)
+            nursery.start_soon(
+                Service(vm, [SocketKeeper(vm.name, vm.link, tmp_path / "channel")]).run,
+                tmp_path / "bridge",
+                never,
+            )
             await vm.wait_for("ready")
             await guests[0].wait_for(lambda status: status.state is LinkState.READY)
             with pytest.raises(SessionReset):

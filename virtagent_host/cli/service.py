@@ -27,6 +27,13 @@ _UNIX = "unix:"
 def _link_options(command: Decorated) -> Decorated:
     for option in (
         click.option(
+            "--ports",
+            type=click.Choice(["one", "two"]),
+            default="one",
+            show_default=True,
+            help="One port for calls in both directions, or one for each (the agent then needs --ports two).",
+        ),
+        click.option(
             "--execute-max",
             type=click.IntRange(min=1),
             default=EXECUTE_MAX,
@@ -83,6 +90,7 @@ def attach(
     channel: str | None,
     retry: bool,
     name: str | None,
+    ports: str,
     send_max: int,
     execute_max: int,
 ) -> None:
@@ -97,10 +105,12 @@ def attach(
         raise click.BadParameter("only unix:PATH is known", param_hint="--channel")
     if retry and channel is not None:
         raise click.UsageError("--retry goes with --qmp: a channel without QMP is waited for in any case")
+    if channel is not None and ports == "two":
+        raise click.UsageError("--ports two needs --qmp: a channel is one port")
     channel_path = None if channel is None else Path(channel.removeprefix(_UNIX))
 
     from ..attach import attach_main
-    from ..options import AttachOptions
+    from ..options import AttachOptions, Ports
 
     attach_main(
         AttachOptions(
@@ -109,6 +119,7 @@ def attach(
             qmp=qmp,
             channel=channel_path,
             retry=retry,
+            ports=Ports(ports),
             settings=Settings(send_max=send_max, execute_max=execute_max),
             verbose=invocation.verbose,
         )
@@ -127,7 +138,12 @@ def attach(
 @click.argument("argv", nargs=-1, required=True, metavar="-- QEMU [ARGUMENT]...")
 @click.pass_obj
 def launch(
-    invocation: Invocation, name: str | None, argv: tuple[str, ...], send_max: int, execute_max: int
+    invocation: Invocation,
+    name: str | None,
+    argv: tuple[str, ...],
+    ports: str,
+    send_max: int,
+    execute_max: int,
 ) -> None:
     """Start QEMU and attach.
 
@@ -136,13 +152,14 @@ def launch(
     SIGTERM shuts the guest down: by its agent, else by ACPI, else by ending QEMU.
     """
     from ..launch import launch_main
-    from ..options import LaunchOptions
+    from ..options import LaunchOptions, Ports
 
     launch_main(
         LaunchOptions(
             name=name or _name_in(argv),
             runtime=invocation.runtime,
             argv=argv,
+            ports=Ports(ports),
             settings=Settings(send_max=send_max, execute_max=execute_max),
             verbose=invocation.verbose,
         )
