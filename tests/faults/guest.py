@@ -17,9 +17,11 @@ from tests.faults.stage import AGENT, Stage, tallies
 from tests.guest.lab import BridgeClient, Lab
 from tests.guest.qemu import IMAGE
 from tests.guest.vm import Vm
-from virtagent_host.devices import PORT_ID, PORT_NAME, cold_plug_arguments
+from virtagent_host.devices import ONE_PORT, cold_plug_arguments
 
 KNOWN = "/var/known"
+
+(_PORT,) = ONE_PORT
 
 #: va-guest.service with the agent that calls in place of its own; both are made of the image's bundle.
 _INSTALL = f"""
@@ -52,7 +54,7 @@ class Machine:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._disk = directory / "disk.qcow2"
-        self._number = 0
+        self._made: list[Vm] = []
         # Not snapshot=on: a migration's two QEMUs have the same disk, and it outlives a QEMU that is killed.
         # The image must, too: `make guest-image` replaces it.
         base = directory / "base.img"
@@ -66,14 +68,19 @@ class Machine:
 
     def another(self, *extra: str) -> Vm:
         """Return another QEMU for the guest, not started; *extra* arguments are appended."""
-        directory = self.directory / f"qemu{self._number}"
+        directory = self.directory / f"qemu{len(self._made)}"
         directory.mkdir()
-        self._number += 1
-        devices = [*cold_plug_arguments(directory / "virtagent.sock"), "-device", "pvpanic"]
+        devices = [*cold_plug_arguments(ONE_PORT, directory / "virtagent.sock"), "-device", "pvpanic"]
         vm = Vm(directory, extra=[*devices, *extra])
         at = vm.command.index("-drive") + 1
         vm.command[at] = f"file={self._disk},format=qcow2,if=virtio"
+        self._made.append(vm)
         return vm
+
+    def stop(self) -> None:
+        """End every QEMU that still runs."""
+        for vm in self._made:
+            vm.stop()
 
     async def boot(self) -> None:
         """Start the QEMU and wait for the guest."""
@@ -109,13 +116,13 @@ class GuestStage(Stage):
     async def unplug(self, client: BridgeClient) -> None:
         """Unplug the port, through the bridge, and return when that is done."""
         client.events.clear()
-        await client.execute("device_del", id=PORT_ID)
+        await client.execute("device_del", id=_PORT.id)
         await client.event("VA_STATE_CHANGE", state="no-port")
 
     async def plug_in(self, client: BridgeClient, chardev: str) -> None:
         """Plug the port in again."""
         await client.execute(
-            "device_add", driver="virtserialport", id=PORT_ID, chardev=chardev, name=PORT_NAME
+            "device_add", driver="virtserialport", id=_PORT.id, chardev=chardev, name=_PORT.name
         )
 
     async def cut_off(self, command: str) -> None:
@@ -145,7 +152,8 @@ async def on_guest(
     stage.machine = machine
     try:
         await stage.ready_again()
-        mark = first.log_size()
+        # What it tells until then is of before: of the end of the test before this one.
+        mark = await _all_told(first)
         async with stage.calls():
             yield stage
         if lasts:
@@ -164,8 +172,9 @@ async def on_guest(
     ledger.check()
 
 
-async def _all_told(vm: Vm) -> None:
-    """Wait until the agent has told of all that happened before."""
+async def _all_told(vm: Vm) -> int:
+    """Wait until the agent has told of all that happened before; return where the log goes on."""
     at = vm.log_size()
     for _ in range(2):
         at = await vm.wait_for_log("calls {", timeout=60, after=at)
+    return await vm.wait_for_log("}", timeout=60, after=at)

@@ -135,7 +135,7 @@ async def soak_guest(directory: Path, until: float) -> None:
         async with on_guest(machine, ledger) as stage:
             await soak(stage, guest_faults(stage), until)
     finally:
-        machine.vm.stop()
+        machine.stop()
 
 
 async def main() -> None:

@@ -41,7 +41,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         trio.run(machine.install)
         yield machine
     finally:
-        machine.vm.stop()
+        machine.stop()
 
 
 def ledger_for(name: str, what: str, *fits: str) -> Ledger:
