@@ -17,7 +17,7 @@ from tests.faults.stage import AGENT, Stage, tallies
 from tests.guest.lab import BridgeClient, Lab
 from tests.guest.qemu import IMAGE
 from tests.guest.vm import Vm
-from virtagent_host.devices import ONE_PORT, cold_plug_arguments
+from virtagent_host.qemu.devices import ONE_PORT, cold_plug_arguments
 
 KNOWN = "/var/known"
 

@@ -24,7 +24,7 @@ from tests.faults.ledger import BRIDGE_CLOSED, NOT_READY, RESET, SEED, TIMED_OUT
 from tests.faults.stage import ProcessStage, Stage, processes
 from tests.faults.test_bytes import NO_SENSE, harm_once
 from tests.faults.wire import Harm, Way
-from virtagent_host.devices import CHARDEV_ID
+from virtagent_host.qemu.devices import CHARDEV_ID
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "1200"))
 #: Seconds of peace between two faults, at most.

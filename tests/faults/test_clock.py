@@ -21,7 +21,7 @@ STEPS = (YEAR, -YEAR, 0, 3600, -1, 2, 0)
 #: Who may ask for the wall clock at all: what tells people when something happened.
 WALL_CLOCK = {
     "protocol/virtagent_protocol/link.py",  # since when a state lasts; when an error was
-    "virtagent_host/bridge.py",  # timestamps of events, as QMP has them
+    "virtagent_host/bridge/server.py",  # timestamps of events, as QMP has them
     "virtagent_host/cli/qmp.py",  # printing those
 }
 

@@ -19,7 +19,7 @@ from tests.faults.ledger import BRIDGE_CLOSED, LONG, NOT_READY, RESET, TIMED_OUT
 from tests.faults.stage import LOOK_EVERY
 from tests.guest.lab import BridgeError, Lab
 from tests.guest.vm import Vm
-from virtagent_host.devices import CHARDEV_ID
+from virtagent_host.qemu.devices import CHARDEV_ID
 
 #: Repetitions of what takes seconds, and of what takes a boot.
 SOME = 20 if LONG else 2

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from virtagent_host.commands import bind
-from virtagent_host.vm import Vm
+from virtagent_host.service.vm import Vm
 from virtagent_protocol.counters import Counters
 from virtagent_protocol.errors import LinkBroken, VirtagentError
 from virtagent_protocol.limits import INLINE_MAX, Settings

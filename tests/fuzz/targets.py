@@ -14,8 +14,8 @@ from typing import Any
 
 from tests.fuzz.hostile_link import SESSION, host_tag, run_hostile_guest
 from virtagent_guest.config import ConfigError, load
-from virtagent_host.jsonstream import JsonEvent, JsonSplitter, JsonValue
-from virtagent_host.qmp_messages import Refusal, encode, failure, parse_request, success
+from virtagent_host.bridge.jsonstream import JsonEvent, JsonSplitter, JsonValue
+from virtagent_host.bridge.messages import Refusal, encode, failure, parse_request, success
 from virtagent_protocol import xmlrpc
 from virtagent_protocol.counters import Counters
 from virtagent_protocol.errors import Fault, ProtocolError, RemoteProtocolError

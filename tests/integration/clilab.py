@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 import trio
 
-from virtagent_host.bridge import Bridge
+from virtagent_host.bridge.server import Bridge
 from virtagent_host.commands import bind
-from virtagent_host.qmp import QmpConnection, open_qmp
+from virtagent_host.qemu.qmp import QmpConnection, open_qmp
 from virtagent_host.runtime import RuntimeDir
 from virtagent_protocol.errors import FaultCode, RemoteFault, VirtagentError
 from virtagent_protocol.values import Value

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from virtagent_host.client import VmClient
+from virtagent_host.frontend.client import VmClient
 from virtagent_host.runtime import RuntimeDir
 from virtagent_protocol import xmlrpc
 from virtagent_protocol.errors import VirtagentError

@@ -9,10 +9,10 @@ import pytest
 import trio
 
 from tests.unit.linkpair import run_quietly
-from virtagent_host.keeper import SocketKeeper
-from virtagent_host.qmp import QmpConnection
-from virtagent_host.service import Service
-from virtagent_host.vm import Vm
+from virtagent_host.qemu.qmp import QmpConnection
+from virtagent_host.service.keeper import SocketKeeper
+from virtagent_host.service.service import Service
+from virtagent_host.service.vm import Vm
 from virtagent_protocol.errors import SessionReset
 from virtagent_protocol.limits import Settings
 from virtagent_protocol.link import Link

@@ -21,10 +21,10 @@ import trio
 import trio.testing
 from qemu.qmp import ExecuteError, QMPClient
 
-from virtagent_host import outbox
-from virtagent_host.bridge import Bridge, CommandHandler
-from virtagent_host.private_socket import CannotServe, private_listener
-from virtagent_host.qmp import QmpConnection, open_qmp
+from virtagent_host.bridge import outbox
+from virtagent_host.bridge.listener import CannotServe, private_listener
+from virtagent_host.bridge.server import Bridge, CommandHandler
+from virtagent_host.qemu.qmp import QmpConnection, open_qmp
 from virtagent_protocol.errors import CallTimeout, Forbidden, NotReady, NotThere, SessionReset
 
 from .conftest import Qemu

@@ -15,7 +15,7 @@ import trio
 
 from tests.integration.clilab import DEADLINE, Lab, document, open_lab, va_host
 from virtagent_host.commands import CALL_TIMEOUT
-from virtagent_host.fetch import PART_SIZE
+from virtagent_host.frontend.fetch import PART_SIZE
 from virtagent_protocol.errors import Forbidden, NotReady, RemoteFault, VirtagentError
 
 
@@ -277,7 +277,7 @@ async def test_a_va_host_that_hangs_does_not_hide_the_others_from_list(lab: Lab)
 async def test_a_thin_client_does_not_import_what_would_make_it_slow(lab: Lab) -> None:
     result = await lab.run("ping", PYTHONPROFILEIMPORTTIME="1")
     imported = {line.rpartition(b"|")[2].strip() for line in result.stderr.splitlines()}
-    assert b"virtagent_host.client" in imported
+    assert b"virtagent_host.frontend.client" in imported
     assert imported.isdisjoint({b"trio", b"asyncio", b"qemu.qmp", b"xmlrpc.client", b"readline"})
 
 

@@ -1,4 +1,4 @@
-"""The bridge's client on its own (virtagent_host.client), against a script of what a server sends."""
+"""The bridge's client by itself, against a script of what a server sends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from virtagent_host.client import BridgeError, ConnectionEnded, VmClient
+from virtagent_host.frontend.client import BridgeError, ConnectionEnded, VmClient
 from virtagent_host.runtime import RuntimeDir
 from virtagent_protocol.errors import CallTimeout, FailureKind, Forbidden, LinkBroken, NotThere
 

@@ -26,9 +26,9 @@ from tests.integration.hostilelab import (
     va_host,
     wait_until,
 )
-from virtagent_host.bridge import CLIENTS_MAX
-from virtagent_host.client import VmClient
-from virtagent_host.jsonstream import VALUE_MAX
+from virtagent_host.bridge.jsonstream import VALUE_MAX
+from virtagent_host.bridge.server import CLIENTS_MAX
+from virtagent_host.frontend.client import VmClient
 from virtagent_host.runtime import RuntimeDir
 
 #: Bytes that one client may make va-host grow by: docs/architecture.md, "What bounds memory".

@@ -29,7 +29,7 @@ from tests.integration.hostilelab import (
     va_host,
     wait_until,
 )
-from virtagent_host.client import VmClient
+from virtagent_host.frontend.client import VmClient
 from virtagent_host.runtime import RuntimeDir
 from virtagent_protocol import xmlrpc
 from virtagent_protocol.limits import BODY_MAX

@@ -13,8 +13,8 @@ import pytest
 import trio
 import trio.testing
 
-from virtagent_host.qmp import IN_FLIGHT_MAX, QmpConnection, open_qmp
-from virtagent_host.qmp_errors import QemuError
+from virtagent_host.qemu.errors import QemuError
+from virtagent_host.qemu.qmp import IN_FLIGHT_MAX, QmpConnection, open_qmp
 from virtagent_protocol.errors import Forbidden, LinkBroken, LocalProtocolError, NotReady, NotThere
 
 from .conftest import Qemu

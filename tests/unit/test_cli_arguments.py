@@ -5,11 +5,11 @@ from typing import Any
 import click
 import pytest
 
-from virtagent_host.arguments import parse_arguments
 from virtagent_host.cli.qmp import _split
 from virtagent_host.cli.service import _name_in, _name_of
 from virtagent_host.commands import COMMANDS, InvalidArguments
-from virtagent_host.vocabulary import described, find_command, parse_line
+from virtagent_host.frontend.arguments import parse_arguments
+from virtagent_host.frontend.vocabulary import described, find_command, parse_line
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What attach_main and launch_main of a service that does nothing are given."""
     told: list[Any] = []
     for name in ("attach", "launch"):
-        module = ModuleType(f"virtagent_host.{name}")
+        module = ModuleType(f"virtagent_host.service.{name}")
         setattr(module, f"{name}_main", told.append)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setenv("VIRTAGENT_RUNTIME_DIR", "/run/test")
@@ -84,7 +84,7 @@ def test_what_the_service_raises_is_one_line_and_its_exit_status(
     def attach_main(options: AttachOptions) -> None:
         raise Forbidden(f"{options.qmp}: Permission denied")
 
-    monkeypatch.setattr(sys.modules["virtagent_host.attach"], "attach_main", attach_main)
+    monkeypatch.setattr(sys.modules["virtagent_host.service.attach"], "attach_main", attach_main)
     assert main(["attach", "--qmp", "/a"]) == 5
     assert capsys.readouterr().err == "va-host: forbidden: /a: Permission denied\n"
 
@@ -93,5 +93,5 @@ def test_ctrl_c_is_130(told: list[Any], monkeypatch: pytest.MonkeyPatch) -> None
     def attach_main(options: AttachOptions) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["virtagent_host.attach"], "attach_main", attach_main)
+    monkeypatch.setattr(sys.modules["virtagent_host.service.attach"], "attach_main", attach_main)
     assert main(["attach", "--qmp", "/a"]) == 130

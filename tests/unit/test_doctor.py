@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from virtagent_host.doctor import CHECKS, Finding, diagnose
-from virtagent_host.symptoms import Chardev, Facts, Port, Qemu
+from virtagent_host.doctor.diagnosis import CHECKS, Finding, diagnose
+from virtagent_host.doctor.symptoms import Chardev, Facts, Port, Qemu
 from virtagent_protocol.errors import CallTimeout, FailureKind
 
 SOCKET = Path("/run/vm/channel")

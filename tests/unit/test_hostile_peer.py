@@ -7,8 +7,8 @@ import trio
 import trio.testing
 
 from tests.unit.linkpair import linked, make_link, ready
-from virtagent_host import jsonstream
-from virtagent_host.jsonstream import JsonSplitter, JsonValue, ParseError
+from virtagent_host.bridge import jsonstream
+from virtagent_host.bridge.jsonstream import JsonSplitter, JsonValue, ParseError
 from virtagent_protocol import greeting, xmlrpc
 from virtagent_protocol.errors import FaultCode, LocalProtocolError, RemoteFault, RemoteProtocolError
 from virtagent_protocol.limits import ELEMENTS_MAX, FAULT_STRING_MAX, MARKUP_MAX, PROTOCOLS_MAX

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from virtagent_host.jsonstream import DEPTH_MAX, JsonEvent, JsonSplitter, JsonValue, ParseError
+from virtagent_host.bridge.jsonstream import DEPTH_MAX, JsonEvent, JsonSplitter, JsonValue, ParseError
 
 SMALL = 64
 

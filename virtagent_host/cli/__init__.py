@@ -28,7 +28,7 @@ import click
 import virtagent_protocol
 from virtagent_protocol.errors import EXIT_STATUS, VirtagentError
 
-from ..output import EXIT_HELP, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, PROGRAM, put_error
+from ..frontend.output import EXIT_HELP, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, PROGRAM, put_error
 from . import completion, doctor, guest, qmp, service
 from .common import Invocation, examples
 

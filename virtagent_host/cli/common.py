@@ -14,7 +14,7 @@ from virtagent_protocol.errors import NotThere, VirtagentError
 from ..runtime import BadName, RuntimeDir, check_name
 
 if TYPE_CHECKING:
-    from ..client import VmClient
+    from ..frontend.client import VmClient
 
 if TYPE_CHECKING:
     _StrType = click.ParamType[str]
@@ -60,13 +60,13 @@ class Invocation:
         if attached:
             raise click.UsageError(f"several VMs are attached, say which: {', '.join(attached)}")
 
-        from ..client import no_such_vm
+        from ..frontend.client import no_such_vm
 
         raise NotThere(no_such_vm(self.runtime))
 
     def connect(self, name: str | None) -> VmClient:
         """Connect to the bridge of *name*, or of the only attached VM."""
-        from ..client import VmClient
+        from ..frontend.client import VmClient
 
         return VmClient.connect(self.runtime, self.choose(name))
 

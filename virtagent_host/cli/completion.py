@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class, shell_complete
 
-from ..output import PROGRAM, put
+from ..frontend.output import PROGRAM, put
 from .common import examples
 
 #: By this variable the shell's script asks for completions instead of running a command.

@@ -10,11 +10,11 @@ import click
 
 from virtagent_protocol.errors import EXIT_STATUS
 
-from ..output import PROGRAM, put_coloured, put_json
+from ..frontend.output import PROGRAM, put_coloured, put_json
 from .common import Invocation, examples, json_option, vm_argument
 
 if TYPE_CHECKING:
-    from ..doctor import Finding
+    from ..doctor.diagnosis import Finding
 
 #: Mark and its SGR code: green, red, and as the text.
 _MARKS = {True: ("✓", "32"), False: ("✗", "31"), None: ("–", "")}  # noqa: RUF001 - a dash is meant
@@ -46,8 +46,8 @@ def doctor(invocation: Invocation, name: str | None, qmp: Path | None) -> None:
     if name is not None and qmp is not None:
         raise click.UsageError("give one of NAME and --qmp SOCKET")
 
-    from ..doctor import diagnose
-    from ..symptoms import look_at_qemu, look_at_vm
+    from ..doctor.diagnosis import diagnose
+    from ..doctor.symptoms import look_at_qemu, look_at_vm
 
     directory = invocation.runtime_dir
     va_host = PROGRAM if directory is None else f"{PROGRAM} --runtime-dir {shlex.quote(directory)}"

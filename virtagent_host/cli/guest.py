@@ -11,7 +11,7 @@ from virtagent_protocol.errors import NotThere
 
 from ..commands import CALL_TIMEOUT, WAIT_TIMEOUT
 from ..commands import COMMANDS as TABLE
-from ..output import put, put_bytes, put_fields, put_json
+from ..frontend.output import put, put_bytes, put_fields, put_json
 from .common import Invocation, examples, json_option, timeout_option, vm_argument
 
 #: Seconds between two looks for a va-host that is about to start.
@@ -32,7 +32,7 @@ def _help(name: str, *more: str) -> str:
 @json_option("one JSON object, with the counters and fill levels of the link")
 @click.pass_obj
 def status(invocation: Invocation, name: str | None) -> None:
-    from ..client import CONNECT_TIMEOUT
+    from ..frontend.client import CONNECT_TIMEOUT
 
     with invocation.connect(name) as client:
         _put_status(invocation, client.execute("va_status", timeout=CONNECT_TIMEOUT))
@@ -52,7 +52,7 @@ def status(invocation: Invocation, name: str | None) -> None:
 def wait(invocation: Invocation, name: str | None, until: str, timeout: float) -> None:
     import time
 
-    from ..fetch import call
+    from ..frontend.fetch import call
 
     deadline = time.monotonic() + timeout
     while True:
@@ -123,7 +123,7 @@ def shutdown(invocation: Invocation, name: str | None, mode: str, timeout: float
 def viewfile(
     invocation: Invocation, name: str | None, path: str, offset: int, count: int | None, timeout: float
 ) -> None:
-    from ..fetch import file_parts
+    from ..frontend.fetch import file_parts
 
     with invocation.connect(name) as client:
         parts = file_parts(client, path, offset=offset, count=count, timeout=timeout)
@@ -136,14 +136,14 @@ def viewfile(
 @json_option("one JSON object: content, format (utf8, or base64 if it is not), count")
 @click.pass_obj
 def viewdmesg(invocation: Invocation, name: str | None, timeout: float) -> None:
-    from ..fetch import dmesg
+    from ..frontend.fetch import dmesg
 
     with invocation.connect(name) as client:
         _put_content(invocation, iter([dmesg(client, timeout=timeout)]), {})
 
 
 def _call(invocation: Invocation, name: str | None, command: str, timeout: float, **arguments: object) -> Any:
-    from ..fetch import call
+    from ..frontend.fetch import call
 
     with invocation.connect(name) as client:
         return call(client, command, arguments, timeout)

@@ -9,7 +9,7 @@ import click
 
 from virtagent_protocol.errors import LinkBroken
 
-from ..output import put_coloured, put_json
+from ..frontend.output import put_coloured, put_json
 from .common import Invocation, examples, json_option, timeout_option, vm_argument
 
 #: Seconds for a command of QEMU's: most take milliseconds, a few (dumps, block jobs' ends) longer.
@@ -88,7 +88,7 @@ def monitor(invocation: Invocation, name: str | None, timeout: float) -> None:
     If stdin is no terminal, its lines are run one by one, and the exit status is that of the last that
     failed. An error of QEMU's human monitor is text like any other of its answers, and does not count.
     """
-    from ..monitor import Monitor
+    from ..frontend.monitor import Monitor
 
     vm = invocation.choose(name)
     invocation.status = Monitor(invocation.runtime, vm, timeout).run()
@@ -96,7 +96,7 @@ def monitor(invocation: Invocation, name: str | None, timeout: float) -> None:
 
 def _split(words: tuple[str, ...]) -> tuple[str | None, str, dict[str, Any]]:
     """Take ``[NAME] COMMAND [KEY=VALUE]…`` apart: a word without '=' before COMMAND is NAME."""
-    from ..arguments import parse_arguments
+    from ..frontend.arguments import parse_arguments
 
     plain = next((i for i, word in enumerate(words) if "=" in word), len(words))
     if plain not in (1, 2):

@@ -12,7 +12,7 @@ import click
 from virtagent_protocol.errors import VirtagentError
 from virtagent_protocol.limits import EXECUTE_MAX, SEND_MAX, Settings
 
-from ..output import put_coloured, put_json, state_colour
+from ..frontend.output import put_coloured, put_json, state_colour
 from ..runtime import BadName, check_name
 from .common import Decorated, Invocation, VmName, examples, json_option, timeout_option, vm_argument
 
@@ -109,8 +109,8 @@ def attach(
         raise click.UsageError("--ports two needs --qmp: a channel is one port")
     channel_path = None if channel is None else Path(channel.removeprefix(_UNIX))
 
-    from ..attach import attach_main
     from ..options import AttachOptions, Ports
+    from ..service.attach import attach_main
 
     attach_main(
         AttachOptions(
@@ -151,8 +151,8 @@ def launch(
 
     SIGTERM shuts the guest down: by its agent, else by ACPI, else by ending QEMU.
     """
-    from ..launch import launch_main
     from ..options import LaunchOptions, Ports
+    from ..service.launch import launch_main
 
     launch_main(
         LaunchOptions(
@@ -175,7 +175,7 @@ def detach(invocation: Invocation, name: str | None, timeout: float) -> None:
 
     Returns when va-host has closed its bridge.
     """
-    from ..client import ConnectionEnded
+    from ..frontend.client import ConnectionEnded
 
     # The end of the connection is what is awaited, and it may come before the answer.
     with invocation.connect(name) as client, contextlib.suppress(ConnectionEnded):
@@ -204,7 +204,7 @@ def list_(invocation: Invocation) -> None:
 
 
 def _look_at(invocation: Invocation, name: str) -> dict[str, Any]:
-    from ..client import VmClient
+    from ..frontend.client import VmClient
 
     try:
         with VmClient.connect(invocation.runtime, name, timeout=LIST_TIMEOUT) as client:

@@ -20,10 +20,10 @@ import trio
 from virtagent_protocol.errors import LinkBroken, NotThere, VirtagentError
 from virtagent_protocol.logs import set_up
 
-from .devices import ONE_PORT, TWO_PORTS, cold_plug_arguments
-from .options import LaunchOptions, Ports
-from .qmp import QmpConnection, open_qmp
-from .runtime import lock
+from ..options import LaunchOptions, Ports
+from ..qemu.devices import ONE_PORT, TWO_PORTS, cold_plug_arguments
+from ..qemu.qmp import QmpConnection, open_qmp
+from ..runtime import lock
 from .service import serve_qemu
 from .shutdown import shut_down
 from .vm import Vm

@@ -22,12 +22,12 @@ import trio
 
 from virtagent_protocol.errors import CallTimeout, NotReady, VirtagentError
 
-from .client import CONNECT_TIMEOUT, VmClient
-from .devices import CHARDEV_ID, CONTROLLER, PORT_NAME, device_property, devices, socket_path
-from .output import PROGRAM
-from .qmp import QmpConnection, open_qmp
-from .qmp_errors import QemuError
-from .runtime import RuntimeDir
+from ..frontend.client import CONNECT_TIMEOUT, VmClient
+from ..frontend.output import PROGRAM
+from ..qemu.devices import CHARDEV_ID, CONTROLLER, PORT_NAME, device_property, devices, socket_path
+from ..qemu.errors import QemuError
+from ..qemu.qmp import QmpConnection, open_qmp
+from ..runtime import RuntimeDir
 from .socket_owner import Program, connected_program
 
 #: Seconds for all questions to QEMU; it answers each in a millisecond.

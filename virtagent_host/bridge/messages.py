@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .qmp_errors import ErrorClass, QemuError
+from ..qemu.errors import ErrorClass, QemuError
 
 #: The ``id`` member of a command or a reply: ``{"id": any value}``, or ``{}`` for a command without one.
 Id = Mapping[str, object]

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from virtagent_protocol.errors import Forbidden, NotThere
 
+from .errors import QemuError
 from .qmp import QmpConnection
-from .qmp_errors import QemuError
 
 log = logging.getLogger(__name__)
 

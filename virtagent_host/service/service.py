@@ -23,13 +23,13 @@ import trio
 from virtagent_protocol.errors import LinkBroken, VirtagentError
 from virtagent_protocol.linkstate import LinkEvent
 from virtagent_protocol.notify import notify
-from virtagent_protocol.nursery import leaves, plain_nursery
+from virtagent_protocol.nursery import plain_nursery
 
-from .bridge import Bridge
-from .commands import bind
-from .devices import ONE_PORT, TWO_PORTS
+from ..bridge.server import Bridge
+from ..commands import bind
+from ..qemu.devices import ONE_PORT, TWO_PORTS
+from ..qemu.qmp import Event, QmpConnection
 from .keeper import PortKeeper, SocketKeeper, claim_channel
-from .qmp import Event, QmpConnection
 from .vm import Vm
 
 log = logging.getLogger("virtagent.host")

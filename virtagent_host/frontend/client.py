@@ -32,8 +32,8 @@ from virtagent_protocol.errors import (
     VirtagentError,
 )
 
-from .qmp_errors import QemuError
-from .runtime import RuntimeDir
+from ..qemu.errors import QemuError
+from ..runtime import RuntimeDir
 
 #: Seconds for connecting and negotiating. Both are answered by va-host itself, without QEMU or the guest.
 CONNECT_TIMEOUT = 5.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from ..commands import COMMANDS, Argument, Command, InvalidArguments
 from .arguments import parse_value
-from .commands import COMMANDS, Argument, Command, InvalidArguments
 
 #: The commands of the original virtagent's versions 5 and 6.
 ALIASES = {

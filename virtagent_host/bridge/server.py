@@ -25,12 +25,12 @@ import trio
 from virtagent_protocol import __version__
 from virtagent_protocol.errors import NotReady, NotThere
 
-from . import qmp_messages
-from .bridge_client import BridgeClient
-from .private_socket import private_listener
-from .qmp import Event, QmpConnection
-from .qmp_errors import ErrorClass, QemuError, to_qmp
-from .qmp_messages import Request
+from ..qemu.errors import ErrorClass, QemuError, to_qmp
+from ..qemu.qmp import Event, QmpConnection
+from . import messages
+from .listener import private_listener
+from .messages import Request
+from .session import BridgeClient
 
 #: A command of ours: gets the members of "arguments" as they came; returns what JSON can carry (None: the
 #: empty object), or raises VirtagentError. It is cancelled when its client's connection breaks.
@@ -95,10 +95,10 @@ class Bridge:
             name: such as ``VA_STATE_CHANGE``.
             data: what JSON can carry.
         """
-        self._emit(qmp_messages.event(name, data, time.time_ns()))
+        self._emit(messages.event(name, data, time.time_ns()))
 
     def _emit(self, event: Event) -> None:
-        message = qmp_messages.encode(event)
+        message = messages.encode(event)
         for client in self._clients:
             client.put_event(message)
 
@@ -160,4 +160,4 @@ async def _send_away(stream: trio.SocketStream) -> None:
     async with stream:
         # The buffer of a new connection takes this at once; a client that has left does not matter.
         with suppress(trio.BrokenResourceError):
-            await stream.send_all(qmp_messages.failure(to_qmp(crowded), {}))
+            await stream.send_all(messages.failure(to_qmp(crowded), {}))

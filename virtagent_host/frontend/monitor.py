@@ -16,12 +16,12 @@ from collections.abc import Iterator
 
 from virtagent_protocol.errors import EXIT_STATUS, VirtagentError
 
+from ..commands import COMMANDS, Command
+from ..runtime import RuntimeDir
 from .client import VmClient
-from .commands import COMMANDS, Command
 from .fetch import call, dmesg, file_parts
 from .output import EXIT_INTERRUPTED, put, put_bytes, put_error, put_fields
 from .prompt import Completer, typed_lines
-from .runtime import RuntimeDir
 from .vocabulary import ALIASES, described, find_command, parse_line, usage
 
 PROMPT = "(va-host) "

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 from virtagent_protocol.errors import FailureKind
 
+from ..qemu.devices import CHARDEV_ID, COLD_PLUG, PORT_NAME
 from . import remedies
-from .devices import CHARDEV_ID, COLD_PLUG, PORT_NAME
 from .symptoms import Chardev, Facts, Qemu
 
 #: qemu-ga's own port. It is found beside ours in most VMs, and in place of it where somebody mixed them up.

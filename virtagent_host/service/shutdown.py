@@ -16,8 +16,8 @@ import trio
 from virtagent_protocol.deadline import call_deadline
 from virtagent_protocol.errors import VirtagentError
 
-from .commands import CALL_TIMEOUT
-from .qmp import QmpConnection
+from ..commands import CALL_TIMEOUT
+from ..qemu.qmp import QmpConnection
 from .vm import Vm
 
 log = logging.getLogger("virtagent.host")

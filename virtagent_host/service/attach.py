@@ -17,12 +17,12 @@ from virtagent_protocol.logs import set_up
 from virtagent_protocol.notify import notify
 from virtagent_protocol.nursery import plain_nursery
 
-from .bridge import Bridge
-from .commands import bind
+from ..bridge.server import Bridge
+from ..commands import bind
+from ..options import AttachOptions, Ports
+from ..qemu.qmp import QmpConnection, open_qmp
+from ..runtime import VmPaths, lock
 from .keeper import SocketKeeper
-from .options import AttachOptions, Ports
-from .qmp import QmpConnection, open_qmp
-from .runtime import VmPaths, lock
 from .service import Service, open_service, serve_qemu, until_detached
 from .vm import Vm
 

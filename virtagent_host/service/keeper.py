@@ -18,8 +18,8 @@ from virtagent_protocol.link import Link
 from virtagent_protocol.linkstate import LinkEvent
 from virtagent_protocol.nursery import leaves
 
-from .devices import Channel, PortSpec, ensure_channel, find_channel, is_taken
-from .qmp import QmpConnection
+from ..qemu.devices import Channel, PortSpec, ensure_channel, find_channel, is_taken
+from ..qemu.qmp import QmpConnection
 
 log = logging.getLogger("virtagent.host")
 

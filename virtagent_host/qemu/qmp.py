@@ -43,7 +43,7 @@ from virtagent_protocol.errors import (
     VirtagentError,
 )
 
-from .qmp_errors import QemuError
+from .errors import QemuError
 
 Event = dict[str, Any]
 EventCallback = Callable[[Event], None]

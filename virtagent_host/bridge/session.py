@@ -25,10 +25,10 @@ import trio
 
 from virtagent_protocol.errors import VirtagentError
 
+from ..qemu.errors import ErrorClass, QemuError, to_qmp
 from .jsonstream import JsonSplitter, ParseError
+from .messages import Refusal, Request, encode, failure, parse_request, success
 from .outbox import Outbox
-from .qmp_errors import ErrorClass, QemuError, to_qmp
-from .qmp_messages import Refusal, Request, encode, failure, parse_request, success
 
 #: Executes one command of a client and returns what goes into "return"; raises VirtagentError.
 Execute = Callable[[Request], Awaitable[object]]

@@ -1,0 +1,1 @@
+"""QEMU: its monitor, its errors, and the virtagent devices in it."""
