@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,29 @@ from tests.guest.vm import running_vm
 
 #: Calls at a time.
 SIDE_BY_SIDE = 6
+
+
+#: Joins a unix socket in the guest to its second serial line: the other end of the agent's channel.
+_RELAY = """
+import os, select, socket, sys, time, tty
+kind, path = sys.argv[1:]
+line = os.open("/dev/ttyS1", os.O_RDWR | os.O_NOCTTY)
+tty.setraw(line)
+end = socket.socket(socket.AF_UNIX)
+if kind == "unix-connect":
+    end.bind(path)
+    end.listen()
+    end = end.accept()[0]
+else:
+    while end.connect_ex(path):
+        time.sleep(0.1)
+while True:
+    for source in select.select([line, end], [], [])[0]:
+        data = os.read(source if source is line else end.fileno(), 4096)
+        if not data:
+            sys.exit()
+        end.sendall(data) if source is line else os.writev(line, [data])
+"""
 
 
 async def suite(lab: Lab) -> None:
@@ -54,6 +78,24 @@ async def test_a_serial_line_carries_every_byte(attached: Attached, line: str, d
             await attached.lab.succeed("ping")
     finally:
         await attached.in_guest("systemctl stop va-serial")
+
+
+@pytest.mark.parametrize("kind", ["unix-connect", "unix-listen"])
+async def test_a_unix_socket_in_the_guest_is_a_channel_as_well(attached: Attached, kind: str) -> None:
+    await make_all_bytes(attached.vm)
+    script = base64.b64encode(_RELAY.encode()).decode()
+    await attached.in_guest(f"base64 -d <<<{script} >/root/relay.py")
+    relay = f"systemd-run --quiet --collect --unit va-relay python3 /root/relay.py {kind} /run/va-test.sock"
+    agent = f"systemd-run --quiet --collect --unit va-unix va-guest -c {kind} -p /run/va-test.sock"
+    await attached.in_guest(f"rm -f /run/va-test.sock; {relay} && {agent}")
+    try:
+        lab = Lab(attached.vm.directory, kind)
+        socket = attached.vm.directory / "isa-serial.sock"
+        async with lab.serving("attach", "--channel", f"unix:{socket}"):
+            await lab.ready()
+            await suite(lab)
+    finally:
+        await attached.in_guest("systemctl stop va-unix va-relay")
 
 
 async def test_each_directions_calls_have_a_port_of_their_own(tmp_path: Path) -> None:
