@@ -38,8 +38,6 @@ BACKOFF_MIN, BACKOFF_MAX = 0.1, 5.0
 #: Seconds after which a lost device that has not come back will not. Then the agent exits, and systemd
 #: starts it again if the device does: a process that waits for a removed port helps nobody.
 REOPEN_TIME = 15.0
-#: Seconds a transport must have served for its loss to be a new incident and the backoff to start anew.
-STABLE_TIME = 10.0
 
 
 async def serve(config: Config) -> None:
@@ -78,13 +76,14 @@ async def _serve_forever(transport: Transport) -> None:
     patience = math.inf if transport.patient else 0.0
     while True:
         async with await _open(transport, report, pauses, patience) as stream:
-            opened = trio.current_time()
+            sessions = link.counters.sessions
             try:
                 await link.run(stream)
             except LinkBroken as error:
                 log.warning("%s: %s", transport.path, error)
                 link.hint(LinkEvent.PORT_REMOVED, str(error))
-        if trio.current_time() - opened > STABLE_TIME:
+        if link.counters.sessions > sessions:
+            # It worked, so its loss is a new incident.
             pauses = _backoff()
         patience = max(patience, REOPEN_TIME)
         await trio.sleep(next(pauses))
