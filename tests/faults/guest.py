@@ -147,6 +147,7 @@ async def on_guest(
     directory.mkdir()
     lab = Lab(directory)
     first, mark = machine.vm, 0
+    told: str | None = None
     service = lab.start("attach", "--qmp", str(machine.vm.qmp_path), *options)
     stage = GuestStage(lab, service, Known.make(KNOWN), ledger)
     stage.machine = machine
@@ -159,17 +160,22 @@ async def on_guest(
         if lasts:
             await stage.close_account()
             await _all_told(machine.vm)
+            # Before va-host is stopped, for what that does to calls under way is not this fault's doing.
+            told = _log_of(first, machine.vm)
     except BaseException:
         print(f"{stage.service.log}:\n{stage.service.said[-3000:]}\n{machine.vm.log_tail()}")
         raise
     finally:
         stage.service.stop()
-        # A guest that has migrated counts on in the other QEMU's log.
-        logs = dict.fromkeys([first, machine.vm])
-        text = "".join(vm.console_log.read_text(errors="replace") for vm in logs if vm.console_log.exists())
-        ledger.add_agents(tallies(text, mark))
+        ledger.add_agents(tallies(told or _log_of(first, machine.vm), mark))
         ledger.write()
     ledger.check()
+
+
+def _log_of(first: Vm, last: Vm) -> str:
+    """Return what a guest has logged; one that has migrated counts on in the other QEMU's log."""
+    logs = dict.fromkeys([first, last])
+    return "".join(vm.console_log.read_text(errors="replace") for vm in logs if vm.console_log.exists())
 
 
 async def _all_told(vm: Vm) -> int:

@@ -266,8 +266,9 @@ async def processes(directory: Path, ledger: Ledger, *, crc: bool = False) -> As
             print(f"{stage.service.log}:\n{stage.service.said[-3000:]}")
             raise
         finally:
-            stage.service.kill()
+            # Before va-host is killed, for what that does to calls under way is not this fault's doing.
             ledger.add_agents(agent.tallies())
+            stage.service.kill()
             ledger.write()
         nursery.cancel_scope.cancel()
     ledger.check()
