@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from .errors import LocalProtocolError
 from .limits import BODY_MAX, STREAM_BODY_MAX, TAG_MAX
 
+#: The byte before and behind every message.
 MAGIC = 0xFF
-_MAGIC = b"\xff"
+_MAGIC = bytes([MAGIC])
 
 #: A client tag: printable ASCII without space, so that it survives logs and header folding.
 TAG = re.compile(rb"[!-~]{1,%d}" % TAG_MAX)

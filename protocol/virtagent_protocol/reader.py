@@ -27,6 +27,7 @@ from enum import Enum
 from .limits import BODY_MAX, HEADER_MAX, LINE_MAX, STREAM_BODY_MAX
 from .messages import (
     CREDIT_MAX,
+    MAGIC,
     REASON,
     SESSION,
     STREAM_ID_MAX,
@@ -239,7 +240,7 @@ class MessageReader:
             self._given_up = False
             raise _Illegal(DropCause.ABANDONED)
         if self._hunting:
-            found = self._buffer.find(0xFF, self._at)
+            found = self._buffer.find(MAGIC, self._at)
             skipped = (len(self._buffer) if found < 0 else found) - self._at
             self._at += skipped
             if skipped and not self._reported:
@@ -257,13 +258,13 @@ class MessageReader:
     def _read_head(self) -> _Head | None:
         buffer = self._buffer
         # Any number of 0xFF may stand between messages: one ends the last, one begins the next.
-        while self._at < len(buffer) and buffer[self._at] == 0xFF:
+        while self._at < len(buffer) and buffer[self._at] == MAGIC:
             self._at += 1
         start = self._at
         # The limit also bounds the search: a peer that trickles bytes costs no more than one that does not.
         limit = start + HEADER_MAX
         # 0xFF is looked for first: it bounds the other search where a peer sends hardly anything else.
-        cut = buffer.find(0xFF, start, limit)
+        cut = buffer.find(MAGIC, start, limit)
         end = buffer.find(b"\r\n\r\n", start, cut if cut >= 0 else limit)
         if end >= 0:
             cut = -1  # it stands in the body
@@ -290,7 +291,7 @@ class MessageReader:
         end = self._at + head.length
         if len(self._buffer) <= end:
             return None
-        if self._buffer[end] != 0xFF:
+        if self._buffer[end] != MAGIC:
             raise _Illegal(DropCause.UNTERMINATED)
         body = bytes(memoryview(self._buffer)[self._at : end])
         self._check(head, body)

@@ -34,13 +34,7 @@ def end_by_sigterm(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(scope="session")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
     """A booted guest without any virtagent device, shared by all tests of the session."""
-    vm = Vm(tmp_path_factory.mktemp("guest"))
-    try:
-        vm.start()
-        trio.run(vm.booted)
-        yield vm
-    finally:
-        vm.stop()
+    yield from _booted(Vm(tmp_path_factory.mktemp("guest")))
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +45,11 @@ def attached_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
     for line, place in (("isa-serial", "index=1"), ("pci-serial", "addr=0x1d")):
         socket = f"socket,id={line},path={directory / line}.sock,server=on,wait=off"
         extra += ["-chardev", socket, "-device", f"{line},chardev={line},{place}"]
-    vm = Vm(directory, extra=extra)
+    yield from _booted(Vm(directory, extra=extra))
+
+
+def _booted(vm: Vm) -> Iterator[Vm]:
+    """Yield a VM when it has booted, and end it afterwards."""
     try:
         vm.start()
         trio.run(vm.booted)

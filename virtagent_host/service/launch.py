@@ -21,7 +21,7 @@ from virtagent_protocol.errors import LinkBroken, NotThere, VirtagentError
 from virtagent_protocol.logs import set_up
 
 from ..options import LaunchOptions, Ports
-from ..qemu.devices import ONE_PORT, TWO_PORTS, cold_plug_arguments
+from ..qemu.devices import cold_plug_arguments
 from ..qemu.qmp import QmpConnection, open_qmp
 from ..runtime import lock
 from .service import serve_qemu
@@ -54,8 +54,7 @@ async def launch(options: LaunchOptions) -> None:
     """Start QEMU and serve it until it ends; see `launch_main`."""
     options.runtime.create()
     paths = options.runtime.vm(options.name)
-    two = options.ports is Ports.TWO
-    vm = Vm(options.name, options.settings, two_links=two)
+    vm = Vm(options.name, options.settings, two_links=options.ports is Ports.TWO)
     served = False
 
     # From before QEMU starts: a signal that comes meanwhile is acted on when there is something to shut down.
@@ -69,11 +68,10 @@ async def launch(options: LaunchOptions) -> None:
             log.info("%s: %s, shutting the guest down", vm.name, signal.Signals(number).name)
             await shut_down(vm, qmp)
 
-        specs = TWO_PORTS if two else ONE_PORT
-        for spec in specs:
+        for spec in vm.ports:
             spec.socket(paths.chardev).unlink(missing_ok=True)
         monitor = paths.bridge.with_suffix(MONITOR_SUFFIX)
-        process = await _start([*options.argv, *cold_plug_arguments(specs, paths.chardev)], monitor)
+        process = await _start([*options.argv, *cold_plug_arguments(vm.ports, paths.chardev)], monitor)
         try:
             async with open_qmp(monitor, patience=START_PATIENCE) as qmp:
                 await serve_qemu(vm, qmp, paths.chardev, paths.bridge, shut_down_on_signal)

@@ -27,7 +27,6 @@ from virtagent_protocol.nursery import plain_nursery
 
 from ..bridge.server import Bridge
 from ..commands import bind
-from ..qemu.devices import ONE_PORT, TWO_PORTS
 from ..qemu.qmp import Event, QmpConnection
 from .keeper import PortKeeper, SocketKeeper, claim_channel
 from .vm import Vm
@@ -76,10 +75,9 @@ async def open_service(vm: Vm, qmp: QmpConnection, chardev: Path) -> Service:
     Raises:
         VirtagentError: see `claim_channel`.
     """
-    specs = ONE_PORT if vm.guest_link is None else TWO_PORTS
     keepers = [
         PortKeeper(vm.name, link, qmp, spec, await claim_channel(qmp, spec, chardev))
-        for link, spec in zip(vm.links, specs, strict=True)
+        for link, spec in zip(vm.links, vm.ports, strict=True)
     ]
     return Service(vm, keepers, qmp)
 

@@ -22,6 +22,8 @@ from virtagent_protocol.registry import Registry
 from virtagent_protocol.session import Role, Session
 from virtagent_protocol.values import Value, as_struct, member
 
+from ..qemu.devices import ONE_PORT, TWO_PORTS, PortSpec
+
 #: Emits an event to the bridge's clients: its name and its data.
 Emit = Callable[[str, dict[str, object]], None]
 
@@ -56,6 +58,11 @@ class Vm:
         self.guest_link = make_link(Registry()) if two_links else None
         #: What the guest offers, of the last va.capabilities; None if not asked in this session.
         self._methods: frozenset[str] | None = None
+
+    @property
+    def ports(self) -> tuple[PortSpec, ...]:
+        """The ports that the links run over, in the same order."""
+        return ONE_PORT if self.guest_link is None else TWO_PORTS
 
     @property
     def links(self) -> list[Link]:
