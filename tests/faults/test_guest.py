@@ -18,6 +18,7 @@ from tests.faults.guest import GuestStage, Machine, on_guest
 from tests.faults.ledger import BRIDGE_CLOSED, LONG, NOT_READY, RESET, TIMED_OUT, Ledger
 from tests.faults.stage import LOOK_EVERY
 from tests.guest.lab import BridgeError, Lab
+from tests.guest.qemu import accelerator
 from tests.guest.vm import Vm
 from virtagent_host.qemu.devices import CHARDEV_ID
 
@@ -168,8 +169,12 @@ async def test_a_guest_that_wakes_up_in_an_old_session(machine: Machine) -> None
 
 
 async def test_a_guest_that_migrates_to_another_qemu(machine: Machine) -> None:
+    # QEMU 7.2's TCG loses some of what a guest writes while it migrates: now and then one came out with a
+    # corrupted kernel stack, and panicked. So there it is stopped first.
+    live = accelerator() == "kvm"
+    how = "live" if live else "stopped"
     ledger = ledger_for(
-        "migrated", "live migration to a second QEMU, a va-host on each side", RESET, NOT_READY
+        "migrated", f"{how} migration to a second QEMU, a va-host on each side", RESET, NOT_READY
     )
     away = "the VM was migrated away: another QEMU runs it now"
     async with on_guest(machine, ledger, lasts=False) as stage:
@@ -181,12 +186,16 @@ async def test_a_guest_that_migrates_to_another_qemu(machine: Machine) -> None:
         try:
             async with lab.attached(target):
                 assert (await lab.wait("paused"))["reason"] == "QEMU is in state 'inmigrate'"
+                if not live:
+                    await source.qmp("stop")
                 await source.qmp("migrate", uri=address)
                 with trio.fail_after(SOON):
                     while (info := await source.qmp("query-migrate")).get("status") != "completed":
                         assert info.get("status") != "failed", info
                         await trio.sleep(LOOK_EVERY)
                 migrated_at = time.monotonic()
+                if not live:
+                    await target.qmp("cont")
                 await lab.ready()
                 await lab.succeed("ping")
                 ledger.times = 1

@@ -14,14 +14,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from virtagent_protocol.errors import LinkBroken, VirtagentError
-from virtagent_protocol.linkstate import LinkEvent
+from virtagent_protocol.linkstate import LinkEvent, LinkState, Status
 from virtagent_protocol.notify import notify
 from virtagent_protocol.nursery import plain_nursery
 
@@ -35,8 +34,10 @@ log = logging.getLogger("virtagent.host")
 
 #: Seconds for the last answers and events (`va_detach`, `quit`, SHUTDOWN) to reach the bridge's clients.
 LAST_WORDS = 0.2
-#: Seconds between two looks at a QEMU that finishes a migration; no event tells that it has.
+#: Seconds between two looks at a QEMU that finishes a migration, and at one whose VM is stopped: it may be
+#: migrated away as it is. No event tells of either.
 MIGRATION_LOOK = 0.1
+STOPPED_LOOK = 2.0
 
 _MIGRATED = "the VM was migrated away: another QEMU runs it now"
 _PANICKED = "the guest has panicked"
@@ -133,7 +134,8 @@ class Service:
                 nursery.start_soon(keeper.keep)
             if self._qmp is not None:
                 # After the bridge's own subscription: clients see QEMU's STOP, then what we make of it.
-                unsubscribe = self._qmp.subscribe(partial(self._on_qemu_event, nursery=nursery))
+                unsubscribe = self._qmp.subscribe(self._on_qemu_event)
+                nursery.start_soon(self._explain_stops, self._qmp)
                 try:
                     await self._watch_qemu(self._qmp)
                 finally:
@@ -164,14 +166,13 @@ class Service:
         log.info("%s: QEMU has ended (%s)", self._vm.name, self._ending)
         await trio.sleep(LAST_WORDS)
 
-    def _on_qemu_event(self, event: Event, nursery: trio.Nursery) -> None:
+    def _on_qemu_event(self, event: Event) -> None:
         data = event.get("data", {})
         for keeper in self._keepers:
             keeper.on_qemu_event(event["event"], data)
         match event["event"]:
             case "STOP":
                 self._vm.pause("QEMU has stopped the VM")
-                nursery.start_soon(self._explain_stop)
             case "GUEST_PANICKED":
                 self._vm.hint(LinkEvent.PORT_CLOSED, _PANICKED)
             case "SUSPEND":
@@ -181,18 +182,26 @@ class Service:
             case "SHUTDOWN":
                 self._ending = data["reason"]
 
-    async def _explain_stop(self) -> None:
-        """After a stop, find out what it means."""
-        assert self._qmp is not None
-        status = "finish-migrate"
+    async def _explain_stops(self, qmp: QmpConnection) -> None:
+        """Whenever the VM is stopped, find out what it means."""
+        link = self._vm.link
+        known = None
         with suppress(VirtagentError):
-            while status == "finish-migrate":
-                await trio.sleep(MIGRATION_LOOK)
-                status = (await self._qmp.execute("query-status"))["status"]
-        if status == "postmigrate":
-            self._vm.hint(LinkEvent.PORT_REMOVED, _MIGRATED)
-        if status in _WHY_STOPPED:
-            self._vm.pause(_WHY_STOPPED[status])
+            while True:
+                await link.wait_for(_is_paused)
+                status = (await qmp.execute("query-status"))["status"]
+                if status != known and status in _WHY_STOPPED:
+                    if status == "postmigrate":
+                        self._vm.hint(LinkEvent.PORT_REMOVED, _MIGRATED)
+                    self._vm.pause(_WHY_STOPPED[status])
+                known = status
+                with trio.move_on_after(MIGRATION_LOOK if status == "finish-migrate" else STOPPED_LOOK):
+                    await link.wait_for(lambda status: not _is_paused(status))
+                    known = None
+
+
+def _is_paused(status: Status) -> bool:
+    return status.state is LinkState.PAUSED
 
 
 async def until_detached(vm: Vm) -> None:
