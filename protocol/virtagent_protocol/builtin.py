@@ -9,6 +9,7 @@ from .errors import Fault, FaultCode, RemoteProtocolError
 from .limits import BODY_MAX
 from .registry import Call, Registry
 from .session import PROTOCOLS
+from .stream import REFUSED
 from .values import Value, as_struct, member
 
 
@@ -27,12 +28,17 @@ def add_builtin(registry: Registry, agent: str) -> None:
 
     @method("va.capabilities", inline=True)
     async def capabilities(call: Call) -> dict[str, Value]:
-        """Return agent (name and version), version, protocol version and the names of all methods."""
+        """Return agent (name and version), version, protocol version and the names of all methods.
+
+        If a policy is in force, forbidden names those of which it allows no call.
+        """
+        forbidden = registry.gate.forbidden(registry.names())
         return {
             "agent": agent,
             "version": agent.rpartition(" ")[2],
             "protocol": PROTOCOLS[0],
             "methods": [*registry.names()],
+            **({} if forbidden is None else {"forbidden": [*forbidden]}),
         }
 
     @method("system.listMethods", inline=True)
@@ -74,6 +80,7 @@ def add_builtin(registry: Registry, agent: str) -> None:
 
 
 async def _call_one(registry: Registry, call: Call, item: Value) -> Value:
+    accepted = len(call.streams)
     try:
         struct = as_struct(item, "each call")
         name = member(struct, "methodName", str)
@@ -82,8 +89,9 @@ async def _call_one(registry: Registry, call: Call, item: Value) -> Value:
             raise Fault(FaultCode.INVALID_REQUEST, "system.multicall must not call itself")
         method = registry.get(name)
         method.check(params)
-        return [await method.handler(call, *params)]
+        return [await registry.invoke(call, method, params)]
     except RemoteProtocolError as error:
         return {"faultCode": int(FaultCode.INVALID_REQUEST), "faultString": str(error)}
     except Fault as fault:
+        call.drop_streams(REFUSED, since=accepted)
         return {"faultCode": int(fault.code), "faultString": fault.message}

@@ -12,19 +12,22 @@ The rules:
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 
 import trio
 
 from . import xmlrpc
 from .counters import Counters
-from .errors import LocalProtocolError, RemoteFault, SessionReset
+from .errors import FailureKind, LocalProtocolError, RemoteFault, SessionReset
 from .jobs import ClientState, Job
 from .limits import PeerLimits, Settings
 from .messages import Cancel, Request, Response
 from .outbox import Outbox, Outgoing
 from .sendqueue import Lane
 from .values import Value
+
+_log = logging.getLogger("virtagent.calls")
 
 
 class ClientJob(Job[ClientState]):
@@ -114,6 +117,11 @@ class ClientJobs:
             self._grant()
             await job.done.wait()
             return _outcome(job)
+        except RemoteFault as fault:
+            if fault.kind is FailureKind.FORBIDDEN:
+                # The other end logs it by the same tag.
+                _log.warning("%s %s: forbidden by the other end: %s", method, job.tag, fault)
+            raise
         finally:
             self._retire(job)
 

@@ -6,7 +6,7 @@ choice; an end tells them in its hello and the other end keeps to them (SPEC.md 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from .errors import RemoteProtocolError
 from .values import Struct, member
@@ -48,6 +48,17 @@ QUEUE_BYTES_MAX = 8 * MIB
 #: requests and reads no replies has what exceeds this dropped and counted.
 INLINE_MAX = 64
 
+#: Streams open at a time on a link. With their windows they bound what unread streams can hold: 64 MiB.
+STREAMS_MAX = 256
+#: Bytes of one stream that may be on their way or unread.
+STREAM_WINDOW = 256 * KIB
+#: Bytes of the smallest window. It is granted back in halves, and nobody shall have to send crumbs.
+WINDOW_MIN = 8 * KIB
+#: One credit message grants at most this many bytes: far more than any window.
+CREDIT_MAX = 2**31 - 1
+#: Bytes of all streams that may be on their way: what a call can have to wait behind. A port swallows 4 MiB.
+LINK_WINDOW = 512 * KIB
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -78,15 +89,21 @@ class PeerLimits:
         requests: requests it holds at a time, executing and queued.
         body: bytes of the largest RPC body it reads.
         stream_body: bytes of the largest stream chunk it reads.
+        streams: streams open at a time; 0: it knows none.
+        stream_window: bytes of credit that a stream towards it begins with.
+        link_window: bytes of credit that all streams towards it together begin with.
     """
 
     requests: int = EXECUTE_MAX + QUEUE_MAX
     body: int = BODY_MAX
     stream_body: int = STREAM_BODY_MAX
+    streams: int = STREAMS_MAX
+    stream_window: int = STREAM_WINDOW
+    link_window: int = LINK_WINDOW
 
     def to_value(self) -> Struct:
         """Return the struct that stands in hello."""
-        return {"requests": self.requests, "body": self.body, "stream_body": self.stream_body}
+        return {**asdict(self)}
 
     @classmethod
     def from_value(cls, value: Struct) -> PeerLimits:
@@ -99,7 +116,13 @@ class PeerLimits:
             requests=member(value, "requests", int),
             body=min(member(value, "body", int), BODY_MAX),
             stream_body=min(member(value, "stream_body", int), STREAM_BODY_MAX),
+            # An end without these has no streams.
+            streams=member(value, "streams", int, 0),
+            stream_window=min(member(value, "stream_window", int, WINDOW_MIN), CREDIT_MAX),
+            link_window=min(member(value, "link_window", int, WINDOW_MIN), CREDIT_MAX),
         )
-        if min(limits.requests, limits.body, limits.stream_body) < 1:
+        if min(limits.requests, limits.body, limits.stream_body) < 1 or limits.streams < 0:
             raise RemoteProtocolError("every limit in hello must be at least 1")
+        if min(limits.stream_window, limits.link_window) < WINDOW_MIN:
+            raise RemoteProtocolError(f"the windows in hello must be at least {WINDOW_MIN}")
         return limits

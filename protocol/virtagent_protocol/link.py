@@ -27,12 +27,14 @@ from .errors import LinkBroken, NotReady
 from .greeting import PATIENCE, Greeter
 from .limits import PeerLimits, Settings
 from .linkstate import LinkEvent, LinkState, LinkStateMachine, Status
-from .messages import Cancel, Message, Request, Response
+from .messages import Cancel, Message, Request, Response, StreamCredit, StreamData
 from .outbox import Outbox
 from .reader import Drop, Event, MessageReader
 from .registry import Registry
 from .serving import ServerJobs
 from .session import Hello, Role, Session, establish
+from .stream import LinkStream
+from .streams import Streams
 from .values import Struct, Value
 
 _log = logging.getLogger("virtagent.link")
@@ -89,7 +91,8 @@ class Link:
 
         self._outbox = Outbox()
         self._calls = ClientJobs(settings, self._outbox, self.counters)
-        self._serving = ServerJobs(registry, settings, self._outbox, self.counters)
+        self._streams = Streams(role, self._outbox, self.counters)
+        self._serving = ServerJobs(registry, settings, self._outbox, self.counters, self._streams)
         self._greeter = Greeter(self, self._outbox, self._calls.next_tag, self.counters)
         self._reader = MessageReader()
         self._session: Session | None = None
@@ -124,6 +127,7 @@ class Link:
             **self.counters.to_value(),
             "client-jobs": self._calls.figures(),
             "server-jobs": self._serving.figures(),
+            "streams": self._streams.figures(),
             "send-queue": len(self._outbox),
         }
 
@@ -152,6 +156,14 @@ class Link:
         if self._session is None or self._machine.below.state not in _TALKING:
             raise NotReady(f"{self.status.state.value}: {self.status.reason}")
         return await self._calls.call(method, list(params))
+
+    def open_stream(self) -> LinkStream:
+        """Return a new stream, to be named in a call that opens it at the other end.
+
+        Raises:
+            NotReady: there is no session, or there are too many streams.
+        """
+        return self._streams.open()
 
     def hint(self, event: LinkEvent, reason: str) -> None:
         """Tell what is known of the port from elsewhere: QEMU's events, a hang-up."""
@@ -277,9 +289,12 @@ class Link:
                 self._calls.on_response(message)
             elif isinstance(message, Cancel):
                 self._serving.on_cancel(message)
+            elif isinstance(message, StreamData):
+                self._streams.on_data(message)
+            elif isinstance(message, StreamCredit):
+                self._streams.on_credit(message)
             else:
-                # This version opens no streams; data for one that is not open is a benign race.
-                self.counters.drops["stream"] += 1
+                self._streams.on_end(message)
 
     def _stranger(self) -> None:
         """Something came from another session, or none: find out who is there."""
@@ -321,6 +336,7 @@ class Link:
         self._outbox.crc = self._reader.crc_required = session.crc
         self._calls.begin(session.id, hello.limits)
         self._serving.begin(hello.limits)
+        self._streams.begin(session.id, hello.limits)
         _log.info("session %s: %s", session.id, reason)
         self._apply(LinkEvent.HELLO, reason)
         self._on_session(session, previous)
@@ -347,6 +363,7 @@ class Link:
             self._session = None
             self.counters.resets += 1
             self._outbox.clear()
+        self._streams.end_session(f"the stream's session has ended: {reason}")
         self._calls.reset(f"the call's session has ended: {reason}")
         self._serving.reset()
 

@@ -16,7 +16,7 @@ import zlib
 from dataclasses import dataclass
 
 from .errors import LocalProtocolError
-from .limits import BODY_MAX, STREAM_BODY_MAX, TAG_MAX
+from .limits import BODY_MAX, CREDIT_MAX, STREAM_BODY_MAX, TAG_MAX
 
 #: The byte before and behind every message.
 MAGIC = 0xFF
@@ -30,8 +30,8 @@ SESSION = re.compile(rb"[0-9a-f]{16}-[0-9a-f]{16}")
 REASON = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
 #: Stream ids are positive and fit a signed 32-bit integer, as every XML-RPC library can carry them.
 STREAM_ID_MAX = 2**31 - 1
-#: One credit message grants at most this many bytes: far more than any window.
-CREDIT_MAX = 2**31 - 1
+#: In a credit message: not a stream, but the link itself.
+LINK_CREDIT = 0
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class StreamData:
     """The next bytes of a stream."""
 
     stream: int
-    data: bytes
+    data: bytes | memoryview
     session: str | None = None
 
 
 @dataclass(frozen=True)
 class StreamCredit:
-    """The receiver of a stream grants its sender so many bytes more."""
+    """The receiver of a stream, or of all (`LINK_CREDIT`), grants its sender so many bytes more."""
 
     stream: int
     credit: int
@@ -80,7 +80,7 @@ class StreamCredit:
 
 @dataclass(frozen=True)
 class StreamEnd:
-    """The sender's half of a stream ends: ``eof``, or a reason why it was reset."""
+    """The sender ends its half of a stream (``eof``), both halves (``closed``), or resets it (all else)."""
 
     stream: int
     reason: str
@@ -90,7 +90,7 @@ class StreamEnd:
 Message = Request | Response | Cancel | StreamData | StreamCredit | StreamEnd
 
 
-def checksum(lines: list[bytes], body: bytes) -> bytes:
+def checksum(lines: list[bytes], body: bytes | memoryview) -> bytes:
     """Return the value of X-Virtagent-CRC: CRC-32 (as zlib has it), 8 lower-case hexadecimal digits.
 
     Args:
@@ -111,7 +111,7 @@ def encode(message: Message, *, crc: bool = False) -> bytes:
         LocalProtocolError: a field is not what SPEC.md section 3 allows; nothing may be sent.
     """
     head: list[bytes]
-    body = b""
+    body: bytes | memoryview = b""
     if isinstance(message, Request):
         head, body = [b"POST /RPC2 HTTP/1.1", b"Content-Type: text/xml", *_tag(message.tag)], message.body
         _check_length(body, BODY_MAX)
@@ -127,7 +127,7 @@ def encode(message: Message, *, crc: bool = False) -> bytes:
     elif isinstance(message, StreamCredit):
         if not 1 <= message.credit <= CREDIT_MAX:
             raise LocalProtocolError(f"credit must be 1 to {CREDIT_MAX}, it is {message.credit}")
-        head = [_stream(b"POST", message.stream), b"X-Virtagent-Credit: %d" % message.credit]
+        head = [_stream(b"POST", message.stream, LINK_CREDIT), b"X-Virtagent-Credit: %d" % message.credit]
     else:
         reason = _ascii(message.reason)
         if not REASON.fullmatch(reason):
@@ -151,9 +151,9 @@ def _tag(tag: str) -> list[bytes]:
     return [b"X-Virtagent-Client-Tag: " + encoded]
 
 
-def _stream(method: bytes, stream: int) -> bytes:
-    if not 1 <= stream <= STREAM_ID_MAX:
-        raise LocalProtocolError(f"a stream id must be 1 to {STREAM_ID_MAX}, it is {stream}")
+def _stream(method: bytes, stream: int, least: int = 1) -> bytes:
+    if not least <= stream <= STREAM_ID_MAX:
+        raise LocalProtocolError(f"a stream id must be {least} to {STREAM_ID_MAX}, it is {stream}")
     return b"%b /streams/%d HTTP/1.1" % (method, stream)
 
 
@@ -163,6 +163,6 @@ def _ascii(text: str) -> bytes:
     return text.encode("ascii") if text.isascii() else b""
 
 
-def _check_length(body: bytes, limit: int) -> None:
+def _check_length(body: bytes | memoryview, limit: int) -> None:
     if len(body) > limit:
         raise LocalProtocolError(f"the message body has {len(body)} bytes, at most {limit} are allowed")

@@ -24,9 +24,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from .limits import BODY_MAX, HEADER_MAX, LINE_MAX, STREAM_BODY_MAX
+from .limits import BODY_MAX, CREDIT_MAX, HEADER_MAX, LINE_MAX, STREAM_BODY_MAX
 from .messages import (
-    CREDIT_MAX,
     MAGIC,
     REASON,
     SESSION,
@@ -159,7 +158,8 @@ _STREAM_FORMS = {
     b"POST": _Form(lambda h, n, body: StreamCredit(n, int(h[_CREDIT]), _text(h, _SESSION)), (_CREDIT,)),
     b"DELETE": _Form(lambda h, n, body: StreamEnd(n, _known(h, _REASON), _text(h, _SESSION)), (_REASON,)),
 }
-_STREAM_LINE = re.compile(rb"(PUT|POST|DELETE) /streams/([1-9][0-9]{0,9}) HTTP/1\.1")
+#: Credit alone may be for 0, the link.
+_STREAM_LINE = re.compile(rb"(PUT|POST|DELETE) /streams/([1-9][0-9]{0,9}|(?<=POST /streams/)0) HTTP/1\.1")
 #: A header line of RFC 9112 section 5, without obsolete folding; the value is printable ASCII and tab.
 _HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[!-~](?:[ -~\t]*[!-~])?)?)[ \t]*")
 

@@ -16,17 +16,31 @@ are the RPC's positional parameters. Their annotations are the signature, its do
 from __future__ import annotations
 
 import inspect
+import logging
 import types
 import typing
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from .errors import Fault, FaultCode
+from .stream import LinkStream
 from .values import XMLRPC_TYPE_NAMES, Value, type_name
+
+_log = logging.getLogger("virtagent.rpc")
 
 Handler = Callable[..., Awaitable[Value]]
 AfterReply = Callable[[], Awaitable[None]]
+
+
+class CallLink(Protocol):
+    """What a call has of the link it came by."""
+
+    def accept(self, number: int) -> LinkStream:
+        """As `Streams.accept`."""
+
+    def spawn(self, name: str, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task; what it raises is logged."""
 
 
 @dataclass
@@ -38,11 +52,38 @@ class Call:
         tag: the client tag, which both ends log.
         after_reply: functions to run once the reply has been written to the transport. They do not run
             if the call is cancelled or its session ends first: what they do is never done unannounced.
+        link: the link it came by; None where there is none.
+        streams: those that were accepted.
     """
 
     method: str
     tag: str
     after_reply: list[AfterReply] = field(default_factory=list)
+    link: CallLink | None = None
+    streams: list[LinkStream] = field(default_factory=list)
+
+    def accept(self, stream: int) -> LinkStream:
+        """Take up the stream that the caller has named in a parameter. It is reset if the call fails.
+
+        Raises:
+            Fault: see `Streams.accept`.
+        """
+        if self.link is None:
+            raise Fault(FaultCode.INVALID_REQUEST, "there are no streams here")
+        accepted = self.link.accept(stream)
+        self.streams.append(accepted)
+        return accepted
+
+    def drop_streams(self, reason: str, since: int = 0) -> None:
+        """Reset the streams that were accepted, from the one of that index on: the call has failed."""
+        for stream in self.streams[since:]:
+            stream.reset(reason)
+        del self.streams[since:]
+
+    def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Run ``await function(*args)`` as a task that may outlive the call, not the link's transport."""
+        assert self.link is not None
+        self.link.spawn(f"{self.method} {self.tag}", function, *args)
 
 
 @dataclass(frozen=True)
@@ -108,11 +149,33 @@ class Method:
                 )
 
 
+class Gate:
+    """What every call has to pass before its handler runs. This one lets all pass; a policy does not."""
+
+    async def admit(self, method: str, params: list[Value]) -> None:
+        """Let a call pass by returning.
+
+        It must not wait for anything if the method is one that is answered inline.
+
+        Raises:
+            Fault: FORBIDDEN, naming what forbids it.
+        """
+
+    def forbidden(self, methods: list[str]) -> list[str] | None:
+        """Return those of which no call passes, whatever its parameters are; None: there is no policy."""
+        return None
+
+
 class Registry:
-    """The methods of one end, by name."""
+    """The methods of one end, by name.
+
+    Attributes:
+        gate: what their calls have to pass.
+    """
 
     def __init__(self) -> None:
         self._methods: dict[str, Method] = {}
+        self.gate = Gate()
 
     def method(self, name: str, *, inline: bool = False) -> Callable[[Handler], Handler]:
         """Return a decorator that registers a handler under *name* and returns it unchanged.
@@ -146,6 +209,20 @@ class Registry:
             return self._methods[name]
         except KeyError:
             raise Fault(FaultCode.METHOD_NOT_FOUND, f"method '{name}' not found") from None
+
+    async def invoke(self, call: Call, method: Method, params: list[Value]) -> Value:
+        """Run the handler of a call whose parameters were checked, if the gate lets it pass.
+
+        Raises:
+            Fault: the gate's, or the handler's.
+        """
+        try:
+            await self.gate.admit(method.name, params)
+        except Fault as fault:
+            # The caller logs it by the same tag.
+            _log.warning("%s %s: %s: %s", method.name, call.tag, fault.kind.value, fault)
+            raise
+        return await method.handler(call, *params)
 
     def __iter__(self) -> typing.Iterator[Method]:
         return iter(self._methods.values())

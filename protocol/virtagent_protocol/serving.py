@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -26,8 +27,10 @@ from .jobs import Job, ServerState
 from .limits import INLINE_MAX, QUEUE_BYTES_MAX, PeerLimits, Settings
 from .messages import Cancel, Request, Response
 from .outbox import Outbox, Outgoing
-from .registry import AfterReply, Call, Method, Registry
+from .registry import Call, Method, Registry
 from .sendqueue import Lane
+from .stream import CANCELLED, REFUSED, LinkStream
+from .streams import Streams
 from .values import Value
 
 #: One line per received call: method, tag, outcome, time. Never its contents.
@@ -38,13 +41,13 @@ _log = logging.getLogger("virtagent.serving")
 class ServerJob(Job[ServerState]):
     """A call that the peer makes."""
 
-    def __init__(self, request: Request, method: Method, params: list[Value], now: float) -> None:
+    def __init__(self, request: Request, method: Method, params: list[Value], call: Call, now: float) -> None:
         super().__init__(request.tag, ServerState.NEW)
+        self.call = call
         self.session = request.session
         self.method = method
         self.params = params
         self.size = len(request.body)
-        self.call = Call(method.name, request.tag)
         self.scope = trio.CancelScope()
         self.outgoing: Outgoing | None = None
         self.started = now
@@ -58,13 +61,17 @@ class ServerJobs:
         settings: the limits of this end.
         outbox: where replies go.
         counters: what is counted.
+        streams: the link's.
     """
 
-    def __init__(self, registry: Registry, settings: Settings, outbox: Outbox, counters: Counters) -> None:
+    def __init__(
+        self, registry: Registry, settings: Settings, outbox: Outbox, counters: Counters, streams: Streams
+    ) -> None:
         self._registry = registry
         self._settings = settings
         self._outbox = outbox
         self._counters = counters
+        self._streams = streams
         self._peer = PeerLimits()
         self._nursery: trio.Nursery | None = None
         self._jobs: dict[str, ServerJob] = {}
@@ -120,7 +127,8 @@ class ServerJobs:
         except Fault as fault:
             self._refuse(request, name, fault)
             return
-        self._admit(ServerJob(request, method, params, trio.current_time()), request)
+        call = Call(name, request.tag, link=self)
+        self._admit(ServerJob(request, method, params, call, trio.current_time()), request)
 
     @property
     def _overloaded(self) -> bool:
@@ -163,13 +171,14 @@ class ServerJobs:
         finally:
             # Cancelled, by the peer or with the whole link: no reply is owed any more.
             if job.state is ServerState.EXECUTING:
+                job.call.drop_streams(CANCELLED)
                 self._end(job, "cancelled")
 
     async def _run_handler(self, job: ServerJob) -> None:
         # The job lives until its reply is written, and its parameters may be megabytes.
         params, job.params = job.params, []
         try:
-            result = await job.method.handler(job.call, *params)
+            result = await self._registry.invoke(job.call, job.method, params)
             body, outcome = self._encode_result(result), "ok"
         except Fault as fault:
             body, outcome = xmlrpc.encode_fault(fault.code, fault.message), f"fault {fault.code}"
@@ -177,6 +186,8 @@ class ServerJobs:
             _log.exception("%s %s: internal error", job.method.name, job.tag)
             message = f"internal error in {job.method.name}: {type(error).__name__}: {error}"
             body, outcome = xmlrpc.encode_fault(FaultCode.INTERNAL_ERROR, message), "internal error"
+        if outcome != "ok":
+            job.call.drop_streams(REFUSED)
         if job.scope.cancel_called:
             return  # it came to its end all the same, but the reply is no longer wanted
         job.advance(ServerState.EXECUTED)
@@ -198,15 +209,27 @@ class ServerJobs:
 
     def _written(self, job: ServerJob, outcome: str) -> None:
         self._end(job, outcome)
-        assert self._nursery is not None
         for follow_up in job.call.after_reply:
-            self._nursery.start_soon(self._follow_up, job, follow_up)
+            self.spawn(f"{job.method.name} {job.tag}", follow_up)
 
-    async def _follow_up(self, job: ServerJob, follow_up: AfterReply) -> None:
+    # --- What a call may ask for (registry.CallLink) -------------------------------------------------
+
+    def accept(self, number: int) -> LinkStream:
+        """As `Streams.accept`."""
+        return self._streams.accept(number)
+
+    def spawn(self, name: str, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task that may outlive its call; what it raises is logged."""
+        assert self._nursery is not None
+        self._nursery.start_soon(self._run_task, name, function, args, name=name)
+
+    async def _run_task(
+        self, name: str, function: Callable[..., Awaitable[object]], args: tuple[object, ...]
+    ) -> None:
         try:
-            await follow_up()
+            await function(*args)
         except Exception:  # noqa: BLE001 - as above
-            _log.exception("%s %s: failed after its reply", job.method.name, job.tag)
+            _log.exception("%s: failed after its reply", name)
 
     def _refuse(self, request: Request, name: str, fault: Fault) -> None:
         """Answer with a fault at once, outside the slots."""

@@ -20,6 +20,8 @@ from virtagent_protocol.outbox import Outbox, Outgoing
 from virtagent_protocol.reader import MessageReader
 from virtagent_protocol.registry import Call, Registry
 from virtagent_protocol.serving import ServerJobs
+from virtagent_protocol.session import Role
+from virtagent_protocol.streams import Streams
 from virtagent_protocol.values import Value
 
 SESSION = "00000000000000a1-00000000000000b2"
@@ -246,7 +248,8 @@ class Server:
         self.running = 0
         self.most_running = 0
         self.log: list[str] = []
-        self.jobs = ServerJobs(self._registry(), settings, self.outbox, self.counters)
+        streams = Streams(Role.HOST, self.outbox, self.counters)
+        self.jobs = ServerJobs(self._registry(), settings, self.outbox, self.counters, streams)
         self.jobs.open(nursery)
         self._count = 0
 
