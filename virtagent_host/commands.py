@@ -7,7 +7,8 @@ The rules:
 
 1. Arguments are checked here, in QEMU's words, before a handler sees them: unexpected, missing, wrong
    type, not one of the choices. A handler gets every argument, defaults filled in.
-2. A command with an argument ``timeout`` ends by then: what it waits for is cancelled, on both ends.
+2. A command with an argument ``timeout`` ends by then: what it waits for is cancelled, on both ends. If it is
+   given a ``deadline``, it keeps that by itself.
 3. A handler returns what JSON can carry. What a guest sent is untrusted: its shape is checked.
 4. trio is imported where it is used, because the CLI imports this table and must start at once.
 """
@@ -17,13 +18,15 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 from virtagent_protocol.errors import CallTimeout, FailureKind, RemoteProtocolError, VirtagentError
 from virtagent_protocol.linkstate import LinkState
 from virtagent_protocol.values import Struct, Value, as_struct, member, type_name
+
+from . import freezing
 
 Arguments = Mapping[str, Any]
 
@@ -53,12 +56,32 @@ class VirtualMachine(Protocol):
     def status(self) -> dict[str, Any]:
         """Return what `va_status` answers: ``state`` (one of `LINK_STATES`), ``reason`` and more."""
 
+    async def shut_down(self, deadline: float) -> dict[str, Any]:
+        """Shut the VM down by agent, ACPI or QEMU's quit; return ``by``, ``seconds`` and ``steps``."""
+
     async def detach(self) -> None:
         """Begin to end the service for this VM, and return so that the answer can go out."""
 
 
-Handler = Callable[[VirtualMachine, Arguments], Awaitable[object]]
-BoundCommand = Callable[[Arguments], Awaitable[object]]
+class Client(Protocol):
+    """What the commands need of the one who gives them: a client of the bridge."""
+
+    def take_fd(self, name: str) -> int:
+        """Return the file descriptor that came with ``getfd`` under this name; it is the taker's to close.
+
+        Raises:
+            InvalidArguments: there is none.
+        """
+
+    def emit(self, name: str, data: dict[str, object]) -> None:
+        """Send an event to this client alone."""
+
+    def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Run ``await function(*args)`` as a task that is cancelled when the client leaves."""
+
+
+Handler = Callable[[VirtualMachine, Arguments, Client], Awaitable[object]]
+BoundCommand = Callable[[Arguments, Client], Awaitable[object]]
 
 
 class InvalidArguments(VirtagentError):
@@ -122,7 +145,7 @@ class Command:
         help: a line of what it does.
         returns: the shape of its result.
         example: arguments as a user of the monitor types them.
-        handler: ``async handler(vm, arguments)``.
+        handler: ``async handler(vm, arguments, client)``.
         arguments: in the order in which the monitor takes them.
     """
 
@@ -158,23 +181,23 @@ class Command:
 
 
 def bind(vm: VirtualMachine) -> dict[str, BoundCommand]:
-    """Return the table for one VM: name → ``async f(arguments)``, as the bridge calls it.
+    """Return the table for one VM: name → ``async f(arguments, client)``, as the bridge calls it.
 
     The functions return what JSON can carry and raise `VirtagentError` only.
     """
     return {command.name: partial(_run, command, vm) for command in COMMANDS.values()}
 
 
-async def _run(command: Command, vm: VirtualMachine, given: Arguments) -> object:
+async def _run(command: Command, vm: VirtualMachine, given: Arguments, client: Client) -> object:
     arguments = command.complete(given)
     timeout = arguments.get("timeout")
-    if timeout is None:
-        return await command.handler(vm, arguments)
+    if timeout is None or arguments.get("deadline") is not None:
+        return await command.handler(vm, arguments, client)
 
     import trio
 
     with trio.move_on_after(timeout) as scope:
-        return await command.handler(vm, arguments)
+        return await command.handler(vm, arguments, client)
     assert scope.cancelled_caught
     status = vm.status()
     reason = f": {status['reason']}" if status.get("reason") else ""
@@ -183,35 +206,43 @@ async def _run(command: Command, vm: VirtualMachine, given: Arguments) -> object
     )
 
 
-async def _ping(vm: VirtualMachine, arguments: Arguments) -> object:
+async def _ping(vm: VirtualMachine, arguments: Arguments, client: Client) -> object:
     start = time.perf_counter()
     await vm.call("va.ping")
     return {"status": "success", "time_us": round((time.perf_counter() - start) * 1e6)}
 
 
-async def _capabilities(vm: VirtualMachine, arguments: Arguments) -> object:
+async def _capabilities(vm: VirtualMachine, arguments: Arguments, client: Client) -> object:
     answer = as_struct(await vm.renegotiate(), "the answer to va.capabilities")
+    # Only an agent with a policy in force has anything to say of it.
+    forbidden = {"forbidden": sorted(_strings(answer, "forbidden"))} if "forbidden" in answer else {}
     return {
         **{name: member(answer, name, str) for name in ("agent", "version", "protocol")},
         "methods": sorted(_strings(answer, "methods")),
+        **forbidden,
     }
 
 
-async def _shutdown(vm: VirtualMachine, arguments: Arguments) -> object:
-    await vm.call("va.shutdown", arguments["shutdown_mode"])
-    return {}
+async def _shutdown(vm: VirtualMachine, arguments: Arguments, client: Client) -> object:
+    mode, deadline = arguments["shutdown_mode"], arguments["deadline"]
+    if deadline is None:
+        await vm.call("va.shutdown", mode)
+        return {}
+    if mode != "powerdown":
+        raise InvalidArguments(f"Parameter 'deadline' goes with 'powerdown' only: ACPI knows no {mode}")
+    return await vm.shut_down(deadline)
 
 
-async def _status(vm: VirtualMachine, arguments: Arguments) -> object:
+async def _status(vm: VirtualMachine, arguments: Arguments, client: Client) -> object:
     return vm.status()
 
 
-async def _wait(vm: VirtualMachine, arguments: Arguments) -> object:
+async def _wait(vm: VirtualMachine, arguments: Arguments, client: Client) -> object:
     await vm.wait_for(arguments["until"])
     return vm.status()
 
 
-async def _viewfile(vm: VirtualMachine, arguments: Arguments) -> object:
+async def _viewfile(vm: VirtualMachine, arguments: Arguments, client: Client) -> object:
     path, count = arguments["filepath"], arguments["count"]
     window = [] if count is None else [count]
     data = _bytes(await vm.call("va.getfile", path, arguments["offset"], *window), "va.getfile")
@@ -220,12 +251,12 @@ async def _viewfile(vm: VirtualMachine, arguments: Arguments) -> object:
     return {**_content(data, arguments["format"], path), "eof": eof}
 
 
-async def _viewdmesg(vm: VirtualMachine, arguments: Arguments) -> object:
+async def _viewdmesg(vm: VirtualMachine, arguments: Arguments, client: Client) -> object:
     data = _bytes(await vm.call("va.getdmesg"), "va.getdmesg")
     return _content(data, arguments["format"], "the kernel's log")
 
 
-async def _detach(vm: VirtualMachine, arguments: Arguments) -> object:
+async def _detach(vm: VirtualMachine, arguments: Arguments, client: Client) -> object:
     await vm.detach()
     return {}
 
@@ -259,6 +290,7 @@ def _strings(struct: Struct, name: str) -> list[str]:
 _TIMEOUT = Argument(
     "timeout", "number", "seconds to wait for the answer", optional=True, default=CALL_TIMEOUT, minimum=0
 )
+_FREEZE_TIMEOUT = replace(_TIMEOUT, default=freezing.TIMEOUT)
 _FORMAT = Argument(
     "format", "string", "how bytes become JSON", optional=True, default="utf8", choices=FORMATS
 )
@@ -277,20 +309,27 @@ COMMANDS: dict[str, Command] = {
         Command(
             "va_capabilities",
             "Fetch the version and methods of the guest's agent anew.",
-            "{agent, version, protocol, methods: [name…]}",
+            "{agent, version, protocol, methods: [name…], forbidden: [name…] if the guest has a policy}",
             "va_capabilities",
             _capabilities,
             (_TIMEOUT,),
         ),
         Command(
             "va_shutdown",
-            "Shut the guest down, by its agent.",
-            "{}",
+            "Shut the guest down by its agent; with a deadline by what works until then: agent, ACPI, quit.",
+            "{}; with a deadline {by: 'agent', 'acpi' or 'quit', seconds, steps: [{means, result, seconds}]}",
             "va_shutdown powerdown",
             _shutdown,
             (
                 Argument("shutdown_mode", "string", "what to end in", choices=SHUTDOWN_MODES),
                 _TIMEOUT,
+                Argument(
+                    "deadline",
+                    "number",
+                    "seconds until QEMU has ended, by agent, ACPI or quit",
+                    optional=True,
+                    minimum=1,
+                ),
             ),
         ),
         Command(
@@ -314,6 +353,43 @@ COMMANDS: dict[str, Command] = {
             "va_viewdmesg",
             _viewdmesg,
             (_FORMAT, _TIMEOUT),
+        ),
+        Command(
+            "va_freeze",
+            "Freeze the guest's file systems for a snapshot; they thaw by themselves if nobody thaws them.",
+            "{frozen: how many, mounts: [path…], skipped: [why…]}",
+            "va_freeze",
+            freezing.freeze,
+            (
+                Argument(
+                    "lease",
+                    "number",
+                    "seconds without a word from va-host after which it thaws",
+                    optional=True,
+                    default=freezing.LEASE,
+                    minimum=0,
+                ),
+                Argument(
+                    "duration",
+                    "number",
+                    "seconds after which it thaws in any case",
+                    optional=True,
+                    default=freezing.DURATION,
+                    minimum=0,
+                ),
+                Argument(
+                    "mountpoints", "string", "which to freeze, with colons between; else all", optional=True
+                ),
+                _FREEZE_TIMEOUT,
+            ),
+        ),
+        Command(
+            "va_thaw",
+            "Thaw the guest's file systems.",
+            "{thawed: how many, held: whether they were frozen until now, why, failures: [of hooks…]}",
+            "va_thaw",
+            freezing.thaw,
+            (_FREEZE_TIMEOUT,),
         ),
         Command(
             "va_status",

@@ -10,6 +10,7 @@ import secrets
 import trio
 import trio.testing
 
+from tests.unit.nobody import NobodysClient
 from virtagent_host.commands import bind
 from virtagent_host.service.vm import Vm
 from virtagent_protocol.counters import Counters
@@ -111,7 +112,7 @@ async def _ask_again_and_again(vm: Vm, name: str, arguments: dict[str, object]) 
     while True:
         await vm.wait_for("ready")
         try:
-            json.dumps(await command(arguments), allow_nan=False)
+            json.dumps(await command(arguments, NobodysClient()), allow_nan=False)
         except VirtagentError as error:
             _check_message(error)
         json.dumps(vm.status(), allow_nan=False)

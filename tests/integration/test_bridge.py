@@ -24,6 +24,7 @@ from qemu.qmp import ExecuteError, QMPClient
 from virtagent_host.bridge import outbox
 from virtagent_host.bridge.listener import CannotServe, private_listener
 from virtagent_host.bridge.server import Bridge, CommandHandler
+from virtagent_host.commands import Client
 from virtagent_host.qemu.qmp import QmpConnection, open_qmp
 from virtagent_protocol.errors import CallTimeout, Forbidden, NotReady, NotThere, SessionReset
 
@@ -36,28 +37,28 @@ BIG = 3 * outbox.EVENT_BYTES_MAX
 QMP_SHELL = Path(sys.executable).parent / "qmp-shell"
 
 
-async def va_echo(arguments: dict[str, Any]) -> object:
+async def va_echo(arguments: dict[str, Any], client: Client) -> object:
     return {"status": "success", **arguments}
 
 
-async def va_nothing(arguments: dict[str, Any]) -> None:
+async def va_nothing(arguments: dict[str, Any], client: Client) -> None:
     return None
 
 
-async def va_big(arguments: dict[str, Any]) -> object:
+async def va_big(arguments: dict[str, Any], client: Client) -> object:
     return "x" * BIG
 
 
-async def va_crash(arguments: dict[str, Any]) -> object:
+async def va_crash(arguments: dict[str, Any], client: Client) -> object:
     raise KeyError("a bug of a handler")
 
 
-async def va_unserializable(arguments: dict[str, Any]) -> object:
+async def va_unserializable(arguments: dict[str, Any], client: Client) -> object:
     return b"bytes"
 
 
 def failing(error: Exception) -> CommandHandler:
-    async def handler(arguments: dict[str, Any]) -> object:
+    async def handler(arguments: dict[str, Any], client: Client) -> object:
         raise error
 
     return handler
@@ -71,7 +72,7 @@ class Gate:
         self.open = trio.Event()
         self.cancelled = trio.Event()
 
-    async def __call__(self, arguments: dict[str, Any]) -> object:
+    async def __call__(self, arguments: dict[str, Any], client: Client) -> object:
         self.entered.set()
         try:
             await self.open.wait()
@@ -377,7 +378,7 @@ async def test_a_client_that_is_gone_has_its_command_cancelled(served: Setup) ->
 async def test_a_client_that_only_sends_is_neither_read_nor_executed_without_end(served: Setup) -> None:
     sent = executed = 0
 
-    async def va_count(arguments: dict[str, Any]) -> object:
+    async def va_count(arguments: dict[str, Any], client: Client) -> object:
         nonlocal executed
         executed += 1
         return "x" * BIG

@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.unit.nobody import NobodysClient
 from virtagent_host.commands import COMMANDS, InvalidArguments, bind
 from virtagent_protocol.errors import CallTimeout, NotReady, RemoteProtocolError, VirtagentError
 from virtagent_protocol.values import Value
@@ -41,12 +42,15 @@ class Guest:
     def status(self) -> dict[str, Any]:
         return {"state": "greeting", "reason": "no answer to hello yet"}
 
+    async def shut_down(self, deadline: float) -> dict[str, Any]:
+        return {"by": "acpi", "seconds": deadline, "steps": []}
+
     async def detach(self) -> None:
         self.detached = True
 
 
 async def run(guest: Guest, command: str, **arguments: object) -> Any:
-    return await bind(guest)[command](arguments)
+    return await bind(guest)[command](arguments, NobodysClient())
 
 
 async def test_ping_says_success_and_how_long_it_took(autojump_clock: trio.testing.MockClock) -> None:

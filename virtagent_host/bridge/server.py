@@ -18,13 +18,14 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
 from virtagent_protocol import __version__
 from virtagent_protocol.errors import NotReady, NotThere
 
+from ..commands import Client
 from ..qemu.errors import ErrorClass, QemuError, to_qmp
 from ..qemu.qmp import Event, QmpConnection
 from . import messages
@@ -32,15 +33,29 @@ from .listener import private_listener
 from .messages import Request
 from .session import BridgeClient
 
-#: A command of ours: gets the members of "arguments" as they came; returns what JSON can carry (None: the
-#: empty object), or raises VirtagentError. It is cancelled when its client's connection breaks.
-CommandHandler = Callable[[dict[str, Any]], Awaitable[object]]
+#: A command of ours: gets the members of "arguments" as they came, and the client; returns what JSON can
+#: carry (None: the empty object), or raises VirtagentError. It is cancelled when its client is gone.
+CommandHandler = Callable[[dict[str, Any], Client], Awaitable[object]]
 
 #: Clients at a time. A client may hold a dozen file descriptors, and a process has 1024 by default: past
 #: them, not even the link to the guest could be opened again.
 CLIENTS_MAX = 64
 
 log = logging.getLogger(__name__)
+
+
+#: What the commands of the guest's agent begin with.
+GUEST_PREFIX = "guest-"
+
+
+class GuestCommands(Protocol):
+    """The ``guest-*`` commands: which there are is the guest's business."""
+
+    async def execute(self, name: str, arguments: Mapping[str, Any]) -> object:
+        """Run one and return its result. Raises `VirtagentError`."""
+
+    async def names(self) -> list[str]:
+        """Return the names of those that there are now."""
 
 
 class Bridge:
@@ -50,13 +65,20 @@ class Bridge:
         commands: name → handler; they take precedence over QEMU's.
         qmp: the connection to QEMU, or None for a VM that is attached without one.
         log: where to say which clients came, left or were dropped.
+        guest: the ``guest-*`` commands, if it has any.
     """
 
     def __init__(
-        self, commands: Mapping[str, CommandHandler], qmp: QmpConnection | None, *, log: logging.Logger = log
+        self,
+        commands: Mapping[str, CommandHandler],
+        qmp: QmpConnection | None,
+        *,
+        log: logging.Logger = log,
+        guest: GuestCommands | None = None,
     ) -> None:
         self._commands = commands
         self._qmp = qmp
+        self._guest = guest
         self._log = log
         self._clients: set[BridgeClient] = set()
         self._numbers = itertools.count(1)
@@ -119,17 +141,20 @@ class Bridge:
             self._clients.remove(client)
             self._log.debug("%s is gone", name)
 
-    async def _execute(self, request: Request) -> object:
+    async def _execute(self, request: Request, client: Client) -> object:
         handler = self._commands.get(request.command)
         if handler is not None:
             if request.oob:
                 raise QemuError(
                     ErrorClass.GENERIC_ERROR.value, f"The command {request.command} does not support OOB"
                 )
-            return await handler(request.arguments or {})
+            return await handler(request.arguments or {}, client)
         if request.command == "query-commands" and not request.arguments and not request.oob:
-            ours = [{"name": name} for name in self._commands]
+            guest = [] if self._guest is None else await self._guest.names()
+            ours = [{"name": name} for name in (*self._commands, *guest)]
             return ours + (await self._qmp.execute("query-commands") if self._qmp else [])
+        if self._guest is not None and request.command.startswith(GUEST_PREFIX) and not request.oob:
+            return await self._guest.execute(request.command, request.arguments or {})
         return await self._execute_in_qemu(request)
 
     async def _execute_in_qemu(self, request: Request) -> object:

@@ -4,19 +4,18 @@
    answered in order, as QMP has it, except those sent with ``exec-oob``, which overtake.
 2. A client that sends more than it lets us answer is not read any further; one that does not read its events
    is dropped. So it costs bounded memory and nobody else's time.
-3. A file descriptor belongs to the first ``getfd`` or ``add-fd`` that comes with it or after it; one that is
-   not claimed until the next arrives is closed, as QEMU does. Of several that come at once, the first counts.
+3. File descriptors are kept by `fds`; a name that begins with ``va_`` never reaches QEMU.
 4. When a client has closed its sending half, as socat does at its end of input, what it asked for is still
    executed and answered. When it is gone altogether, what is being executed for it is cancelled.
 """
 
 from __future__ import annotations
 
-import array
 import logging
 import os
 import select
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -26,12 +25,13 @@ import trio
 from virtagent_protocol.errors import VirtagentError
 
 from ..qemu.errors import ErrorClass, QemuError, to_qmp
+from .fds import ANCILLARY_SIZE, PREFIX, FdStore
 from .jsonstream import JsonSplitter, ParseError
-from .messages import Refusal, Request, encode, failure, parse_request, success
+from .messages import Refusal, Request, encode, event, failure, parse_request, success
 from .outbox import Outbox
 
 #: Executes one command of a client and returns what goes into "return"; raises VirtagentError.
-Execute = Callable[[Request], Awaitable[object]]
+Execute = Callable[[Request, "BridgeClient"], Awaitable[object]]
 Item = Request | Refusal
 
 #: Bytes read at a time. Each may be a bracket that takes 2 µs to look at, while nobody else is served.
@@ -42,9 +42,6 @@ REQUESTS_MAX = 8
 
 #: Out-of-band commands of one client at a time. They are short by definition; the next one waits.
 OOB_MAX = 4
-
-#: File descriptors taken with one piece of input (QEMU's TCP_MAX_FDS); the kernel closes further ones.
-FDS_MAX = 16
 
 #: The commands that take one.
 FD_COMMANDS = frozenset({"getfd", "add-fd"})
@@ -81,8 +78,9 @@ class BridgeClient:
         self._oob_slots = trio.Semaphore(OOB_MAX)
         self._outbox = Outbox()
         self._scope = trio.CancelScope()
-        self._fds: set[int] = set()  # all that this session owns
-        self._unclaimed: list[int] = []
+        self._fds = FdStore()
+        #: Where commands are executed, and what they leave behind runs on.
+        self._working: trio.Nursery | None = None
 
     def put_event(self, message: bytes) -> None:
         """Send an event, if the client has negotiated; drop the client if it does not read. Never waits."""
@@ -96,7 +94,7 @@ class BridgeClient:
             with self._scope:
                 await self._serve()
         finally:
-            self._close_fds(list(self._fds))
+            self._fds.close()
             await trio.aclose_forcefully(self._stream)
 
     async def _serve(self) -> None:
@@ -105,6 +103,7 @@ class BridgeClient:
             sending.start_soon(self._send)
             to_executor, requests = trio.open_memory_channel[Item](REQUESTS_MAX)
             async with trio.open_nursery() as working:
+                self._working = working
                 working.start_soon(self._execute_in_turn, requests)
                 async with to_executor:
                     await self._read(to_executor, working)
@@ -120,18 +119,18 @@ class BridgeClient:
     async def _read(self, to_executor: trio.MemorySendChannel[Item], working: trio.Nursery) -> None:
         splitter = JsonSplitter()
         while data := await self._receive():
-            for event in splitter.feed(data):
-                if isinstance(event, ParseError):
-                    await to_executor.send(Refusal(QemuError(GENERIC_ERROR, event.desc), {}))
+            for found in splitter.feed(data):
+                if isinstance(found, ParseError):
+                    await to_executor.send(Refusal(QemuError(GENERIC_ERROR, found.desc), {}))
                     continue
-                item = parse_request(event.value)
+                item = parse_request(found.value)
                 if isinstance(item, Request):
                     if item.oob and self._oob:
                         await self._oob_slots.acquire()
                         working.start_soon(self._execute_oob, item)
                         continue
                     if item.command in FD_COMMANDS:
-                        item = replace(item, fd=self._claim_fd())
+                        item = replace(item, fd=self._fds.claim())
                 await to_executor.send(item)
         if self._is_gone():
             self._scope.cancel()
@@ -176,10 +175,18 @@ class BridgeClient:
         if not self.negotiated:
             raise QemuError(COMMAND_NOT_FOUND, "Expecting capabilities negotiation with 'qmp_capabilities'")
         try:
-            return await self._run_command(request)
+            fdname = (request.arguments or {}).get("fdname")
+            if isinstance(fdname, str) and fdname.startswith(PREFIX):
+                if request.command == "getfd":
+                    self._fds.name(fdname, request.fd)
+                    return None
+                if request.command == "closefd":
+                    os.close(self._fds.take(fdname))
+                    return None
+            return await self._run_command(request, self)
         finally:
             if request.fd is not None:
-                self._close_fds([request.fd])
+                self._fds.release(request.fd)
 
     def _negotiate(self, arguments: dict[str, Any]) -> object:
         if self.negotiated:
@@ -199,31 +206,35 @@ class BridgeClient:
         self.negotiated = True
         return None
 
-    # File descriptors --------------------------------------------------------------------------------
+    # What a command may ask for (commands.Client) ----------------------------------------------------
+
+    def take_fd(self, name: str) -> int:
+        """As `FdStore.take`."""
+        return self._fds.take(name)
+
+    def emit(self, name: str, data: dict[str, object]) -> None:
+        """Send an event to this client alone."""
+        self.put_event(encode(event(name, data, time.time_ns())))
+
+    def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task that ends with the session; what it raises is logged."""
+        assert self._working is not None
+        self._working.start_soon(self._run_task, function, args)
+
+    async def _run_task(self, function: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
+        try:
+            await function(*args)
+        except Exception:  # noqa: BLE001 - a bug of ours must not cost the client its session
+            self._log.exception("%s: internal error in a task", self.name)
 
     async def _receive(self) -> bytes:
         """Return the next bytes, none at the end; keep the file descriptors that came with them."""
-        fds = array.array("i")
         try:
             data, ancillary, _, _ = await self._stream.socket.recvmsg(
-                RECEIVE_SIZE, socket.CMSG_SPACE(FDS_MAX * fds.itemsize), socket.MSG_CMSG_CLOEXEC
+                RECEIVE_SIZE, ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
             )
         except OSError:
             self._scope.cancel()
             return b""
-        for level, kind, payload in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds.frombytes(payload[: len(payload) // fds.itemsize * fds.itemsize])
-        if fds:
-            self._fds.update(fds)
-            self._close_fds([*self._unclaimed, *fds[1:]])
-            self._unclaimed = [fds[0]]
+        self._fds.receive(ancillary)
         return data
-
-    def _claim_fd(self) -> int | None:
-        return self._unclaimed.pop() if self._unclaimed else None
-
-    def _close_fds(self, fds: list[int]) -> None:
-        for fd in fds:
-            self._fds.remove(fd)
-            os.close(fd)

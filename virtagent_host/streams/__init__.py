@@ -1,0 +1,1 @@
+"""Bulk data: between a client's file descriptors and the streams of a link."""
