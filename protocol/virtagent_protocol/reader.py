@@ -185,6 +185,8 @@ class MessageReader:
         self._drained = True
         #: Whether the bytes skipped while hunting belong to a drop that was already reported.
         self._reported = False
+        #: Index behind the body of wrong checksum that is being searched.
+        self._searched_to = 0
 
     @property
     def incomplete(self) -> bool:
@@ -226,6 +228,7 @@ class MessageReader:
                 break
             yield event
         del self._buffer[: self._at]
+        self._searched_to = max(0, self._searched_to - self._at)
         self._at = 0
         self._drained = True
 
@@ -306,7 +309,13 @@ class MessageReader:
             if self.crc_required and _SESSION in head.headers:
                 raise _Illegal(DropCause.CRC)
         elif claimed != checksum(head.checked, body):
-            # What is wrong may be the length: hunt from the body on.
+            # What is wrong may be the length: hunt from the body on. Not from a body within such a body, or
+            # every byte would be summed up as often as somebody cares to nest bodies.
+            end = self._at + len(body)
+            if self._at < self._searched_to:
+                self._at = end
+            else:
+                self._searched_to = end
             raise _Illegal(DropCause.CRC)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,10 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.vectors import as_bytes, as_message, load
+from virtagent_protocol import reader
 from virtagent_protocol.errors import LocalProtocolError
 from virtagent_protocol.limits import BODY_MAX, HEADER_MAX, STREAM_BODY_MAX
-from virtagent_protocol.messages import Cancel, Message, Request, StreamCredit, StreamData, StreamEnd, encode
-from virtagent_protocol.reader import Drop, Event, MessageReader
+from virtagent_protocol.messages import (
+    Cancel,
+    Message,
+    Request,
+    StreamCredit,
+    StreamData,
+    StreamEnd,
+    checksum,
+    encode,
+)
+from virtagent_protocol.reader import Drop, DropCause, Event, MessageReader
 
 GOOD = load("messages.json")["cases"]
 RESYNC = load("resync.json")["cases"]
@@ -23,8 +34,8 @@ def named(cases: list[dict[str, Any]]) -> pytest.MarkDecorator:
 
 
 def read(*pieces: bytes) -> list[Event]:
-    reader = MessageReader()
-    return [event for piece in pieces for event in reader.feed(piece)]
+    made = MessageReader()
+    return [event for piece in pieces for event in made.feed(piece)]
 
 
 def split(events: list[Event]) -> tuple[list[str], list[Message]]:
@@ -189,3 +200,30 @@ def test_after_any_bytes_a_quiet_moment_makes_the_reader_whole_again(pieces: lis
         reader.abandon()
     assert not reader.incomplete
     assert reader.feed(encode(Cancel("t"))) == [Cancel("t")]
+
+
+def test_bodies_nested_in_bodies_of_wrong_checksum_are_summed_up_twice_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    summed = 0
+
+    def count(lines: list[bytes], body: bytes) -> bytes:
+        nonlocal summed
+        summed += len(body)
+        return checksum(lines, body)
+
+    monkeypatch.setattr(reader, "checksum", count)
+    whole = encode(Request("t", bytes(100_000)), crc=True)
+    head = re.sub(rb"CRC: .{8}", b"CRC: 00000000", whole[: -len(bytes(100_000)) - 1])
+    sent = head * 1000 + b"\xff" * 200_000
+    assert len(MessageReader().feed(sent)) > 1
+    assert summed <= 2 * len(sent)
+
+
+def test_no_stream_is_0_but_credit_may_be_for_the_link() -> None:
+    messages = [b"PUT", b"DELETE", b"POST"]
+    lines = [b"\xff%b /streams/0 HTTP/1.1\r\n" % method for method in messages]
+    headers = b"X-Virtagent-Credit: 5\r\nX-Virtagent-Reason: eof\r\nContent-Length: 0\r\n"
+    put = b"Content-Type: application/octet-stream\r\n"
+    events = MessageReader().feed(b"".join(line + put + headers + b"\r\n\xff" for line in lines))
+    assert events == [Drop(DropCause.START_LINE), Drop(DropCause.START_LINE), StreamCredit(0, 5)]
