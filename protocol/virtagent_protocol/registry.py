@@ -107,6 +107,7 @@ class Method:
         help: first paragraph onwards of the handler's docstring.
         inline: answered by the job manager itself, outside the execute slots (design: hello, ping,
             introspection). Such a handler must not wait for anything.
+        urgent: executed at once, outside the execute slots too: what holds those may be waiting for it.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Method:
     returns: str
     help: str
     inline: bool = False
+    urgent: bool = False
 
     def signatures(self) -> list[list[str]]:
         """Return the signatures as `system.methodSignature` gives them: a list per accepted parameter count.
@@ -177,7 +179,9 @@ class Registry:
         self._methods: dict[str, Method] = {}
         self.gate = Gate()
 
-    def method(self, name: str, *, inline: bool = False) -> Callable[[Handler], Handler]:
+    def method(
+        self, name: str, *, inline: bool = False, urgent: bool = False
+    ) -> Callable[[Handler], Handler]:
         """Return a decorator that registers a handler under *name* and returns it unchanged.
 
         Raises:
@@ -187,7 +191,7 @@ class Registry:
         def register(handler: Handler) -> Handler:
             if name in self._methods:
                 raise ValueError(f"method {name} is registered twice")
-            self._methods[name] = _describe(name, handler, inline)
+            self._methods[name] = _describe(name, handler, inline, urgent)
             return handler
 
         return register
@@ -235,14 +239,14 @@ class Registry:
         return sorted(self._methods)
 
 
-def _describe(name: str, handler: Handler, inline: bool) -> Method:
+def _describe(name: str, handler: Handler, inline: bool, urgent: bool) -> Method:
     hints = typing.get_type_hints(handler)
     parameters = [
         Parameter(p.name, _xmlrpc_type(hints.get(p.name, Any), name), p.default is not p.empty)
         for p in list(inspect.signature(handler).parameters.values())[1:]
     ]
     returns = _xmlrpc_type(hints.get("return", Any), name) or "any"
-    return Method(name, handler, tuple(parameters), returns, inspect.getdoc(handler) or "", inline)
+    return Method(name, handler, tuple(parameters), returns, inspect.getdoc(handler) or "", inline, urgent)
 
 
 def _xmlrpc_type(annotation: object, method: str) -> str | None:

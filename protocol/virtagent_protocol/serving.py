@@ -17,12 +17,13 @@ import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import trio
 
 from . import xmlrpc
 from .counters import Counters
-from .errors import Fault, FaultCode, RemoteProtocolError
+from .errors import Fault, FaultCode, LocalProtocolError, RemoteProtocolError
 from .jobs import Job, ServerState
 from .limits import INLINE_MAX, QUEUE_BYTES_MAX, PeerLimits, Settings
 from .messages import Cancel, Request, Response
@@ -135,7 +136,7 @@ class ServerJobs:
         return self._inline + len(self._refusals) >= INLINE_MAX
 
     def _admit(self, job: ServerJob, request: Request) -> None:
-        if job.method.inline:
+        if job.method.inline or job.method.urgent:
             if self._overloaded:
                 self._counters.drops["overload"] += 1
                 return
@@ -162,7 +163,18 @@ class ServerJobs:
         assert self._nursery is not None
         self._jobs[job.tag] = job
         job.advance(ServerState.EXECUTING)
-        self._nursery.start_soon(self._execute, job, name=f"{job.method.name} {job.tag}")
+        if job.method.inline:
+            self._answer(job)
+        else:
+            self._nursery.start_soon(self._execute, job, name=f"{job.method.name} {job.tag}")
+
+    def _answer(self, job: ServerJob) -> None:
+        """Run an inline handler here and now: it waits for nothing, and a task costs more than a ping does."""
+        handling = self._run_handler(job)
+        with suppress(StopIteration):
+            handling.send(None)
+            # Still there, so it waits for something. It is told so, and becomes a fault.
+            handling.throw(LocalProtocolError(f"the handler of {job.method.name} is inline, and must not wait"))
 
     async def _execute(self, job: ServerJob) -> None:
         try:
@@ -273,7 +285,7 @@ class ServerJobs:
         self._counters.served[outcome.split()[0]] += 1
         elapsed = 1000 * (trio.current_time() - job.started)
         rpc_log.info("%s %s: %s, %.1f ms", job.method.name, job.tag, outcome, elapsed)
-        if job.method.inline:
+        if job.method.inline or job.method.urgent:
             self._inline -= 1
         elif had_slot:
             self._executing -= 1
