@@ -9,7 +9,8 @@ The rules:
 3. One hello and one answer at a time wait to be sent. A peer that floods hellos and reads nothing costs
    one message. What it floods beyond HELLO_RATE is dropped before anybody looks into it: each hello may be
    a new session, a line in the log, and two events for every client of the host's bridge.
-4. What follows from a hello is the link's business: `meet`, `refused` and `unanswered` tell it.
+4. What an end says of itself may change while a session stands; then it says hello at once (`tell`).
+5. What follows from a hello is the link's business: `meet`, `refused` and `unanswered` tell it.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class Greeter:
         self._tags: deque[str] = deque(maxlen=REMEMBERED)
         self._bucket = TokenBucket(HELLO_BURST, HELLO_RATE)
         self._question: Outgoing | None = None
+        self._news: Outgoing | None = None
         self._answer: Outgoing | None = None
 
     def heard(self) -> None:
@@ -103,20 +105,30 @@ class Greeter:
         """Something came that makes no sense in this session: ask who is there."""
         self._doubt.set()
 
+    def tell(self, own: Hello) -> None:
+        """This end has something new to say of itself; its epoch is the same."""
+        self._own = own
+        if self._link.ready:
+            if self._news is not None:
+                self._outbox.discard(self._news)
+            self._news = self._say()
+
     async def run(self, own: Hello) -> None:
         """Greet on a newly opened transport, until cancelled.
 
         Args:
             own: what this end says of itself, with the transport's epoch.
         """
-        self._own = own
+        # Unless `tell` was first with something newer.
+        if self._own is None or self._own.epoch != own.epoch:
+            self._own = own
         self._tags.clear()
         retry = RETRY_MIN
         while True:
             await self._link.until_speaking()
             asked_at = trio.current_time()
             heartbeat = self._link.ready
-            self._ask(own)
+            self._ask()
             with trio.move_on_after(PATIENCE if heartbeat else retry):
                 await self._answered.wait()
             if self._answered.is_set() or (self._link.ready and self._heard_at >= asked_at):
@@ -179,16 +191,20 @@ class Greeter:
         self.heard()
         self._answered.set()
 
-    def _ask(self, own: Hello) -> None:
+    def _ask(self) -> None:
         # The one before may still wait for a writer that is blocked: this one replaces it.
         if self._question is not None:
             self._outbox.discard(self._question)
-        tag = self._next_tag()
-        self._tags.append(tag)
         self._answered = trio.Event()
         self._doubt = trio.Event()
-        request = Request(tag, xmlrpc.encode_call(METHOD, [own.to_value()]))
-        self._question = self._outbox.put(request, Lane.REPLY)
+        self._question = self._say()
+
+    def _say(self) -> Outgoing:
+        assert self._own is not None
+        tag = self._next_tag()
+        self._tags.append(tag)
+        request = Request(tag, xmlrpc.encode_call(METHOD, [self._own.to_value()]))
+        return self._outbox.put(request, Lane.REPLY)
 
     async def _until_in_doubt(self) -> None:
         met_at = trio.current_time()

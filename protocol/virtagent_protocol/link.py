@@ -13,10 +13,10 @@ The rules:
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import trio
 
@@ -32,7 +32,7 @@ from .outbox import Outbox
 from .reader import Drop, Event, MessageReader
 from .registry import Registry
 from .serving import ServerJobs
-from .session import Hello, Role, Session, establish
+from .session import Hello, Role, Session, arrival, establish
 from .stream import LinkStream
 from .streams import Streams
 from .values import Struct, Value
@@ -96,6 +96,8 @@ class Link:
         self._greeter = Greeter(self, self._outbox, self._calls.next_tag, self.counters)
         self._reader = MessageReader()
         self._session: Session | None = None
+        #: What is frozen in the guest, as its last hello said.
+        self._peer_frozen = ""
         #: The last peer heard of, kept over the loss of a session: it tells a restart from a reboot.
         self._last_session: Session | None = None
         #: What ended the transport.
@@ -172,6 +174,15 @@ class Link:
             self._end_session(reason)
         self._notify(changed)
 
+    def set_frozen(self, reason: str) -> None:
+        """Tell the peer, and this end's users, that file systems here are frozen, or ("") are not any
+        more."""
+        if reason == self._own.frozen:
+            return
+        self._own = replace(self._own, frozen=reason)
+        self._greeter.tell(self._own)
+        self._apply_frozen()
+
     def pause(self, reason: str) -> None:
         """The VM was stopped: nothing is declared dead until `resume`."""
         self._notify(self._machine.pause(reason, time.time()))
@@ -212,16 +223,8 @@ class Link:
 
     async def _read(self, stream: trio.abc.Stream, link_scope: trio.CancelScope) -> None:
         while True:
-            stall = STALL if self._reader.incomplete else math.inf
             try:
-                with trio.move_on_after(stall) as patience:
-                    data = await stream.receive_some(READ_SIZE)
-                if patience.cancelled_caught:
-                    if self._machine.below.state is LinkState.GREETING:
-                        await self._abandon()
-                        continue
-                    self._greeter.doubt()
-                    data = await stream.receive_some(READ_SIZE)
+                data = await self._receive(stream)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self._lost(_how(error), link_scope)
                 return
@@ -231,6 +234,16 @@ class Link:
             self.counters.bytes_in += len(data)
             self._reader.push(data)
             await self._handle_all()
+
+    async def _receive(self, stream: trio.abc.Stream) -> bytes | bytearray:
+        while self._reader.incomplete:
+            with trio.move_on_after(STALL):
+                return await stream.receive_some(READ_SIZE)
+            if self._machine.below.state is not LinkState.GREETING:
+                self._greeter.doubt()
+                break
+            await self._abandon()
+        return await stream.receive_some(READ_SIZE)
 
     async def _write(self, stream: trio.abc.Stream, link_scope: trio.CancelScope) -> None:
         while True:
@@ -296,6 +309,12 @@ class Link:
             else:
                 self._streams.on_end(message)
 
+    def _apply_frozen(self) -> None:
+        if reason := self._own.frozen or self._peer_frozen:
+            self._apply(LinkEvent.FROZEN, reason)
+        else:
+            self._apply(LinkEvent.THAWED, "the guest's file systems are thawed")
+
     def _stranger(self) -> None:
         """Something came from another session, or none: find out who is there."""
         self.counters.drops["session"] += 1
@@ -305,6 +324,7 @@ class Link:
         self._greeter.heard()
         if self._machine.below.state is LinkState.GREETING:
             self._apply(LinkEvent.HELLO, "the other end is heard again, in the same session")
+            self._apply_frozen()
 
     # --- Sessions: what the greeter tells (greeting.Greeted) -----------------------------------------
 
@@ -325,11 +345,13 @@ class Link:
         """
         session = establish(self._own, hello)
         self._refusal = None
+        self._peer_frozen = hello.frozen
         if self._session is not None and session.id == self._session.id:
             self._heard_again()
+            self._apply_frozen()
             return
         previous = self._last_session
-        reason = _arrival(hello, previous.peer if previous else None)
+        reason = arrival(hello, previous.peer if previous else None)
         self._end_session(reason)
         self._session = self._last_session = session
         self.counters.sessions += 1
@@ -339,6 +361,7 @@ class Link:
         self._streams.begin(session.id, hello.limits)
         _log.info("session %s: %s", session.id, reason)
         self._apply(LinkEvent.HELLO, reason)
+        self._apply_frozen()
         self._on_session(session, previous)
 
     def refused(self, reason: str) -> None:
@@ -379,12 +402,3 @@ class Link:
 
 def _how(error: Exception) -> str:
     return f"the channel failed: {error or type(error).__name__}"
-
-
-def _arrival(peer: Hello, before: Hello | None) -> str:
-    """Return how a peer came to say hello, in words."""
-    if before is None:
-        return f"{peer.agent} said hello"
-    if peer.boot_id != before.boot_id:
-        return f"the {peer.role.value} was rebooted, {peer.agent} said hello"
-    return f"the {peer.role.value}'s agent was restarted or reconnected, {peer.agent} said hello"

@@ -82,6 +82,7 @@ TRANSITIONS: dict[LinkState, dict[LinkEvent, LinkState]] = {
         _E.PORT_REMOVED: _S.NO_PORT,
         _E.PORT_CLOSED: _S.PORT_CLOSED,
         _E.LOST: _S.GREETING,
+        _E.FROZEN: _S.FROZEN,  # anew, and nobody heard of the thaw between
         _E.THAWED: _S.READY,
     },
 }

@@ -12,7 +12,10 @@ import os
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TextIO
 
 from .bucket import TokenBucket
 from .text import visible_line
@@ -22,6 +25,9 @@ from .text import visible_line
 BURST, RATE = 1000, 20.0
 #: Characters of a line. A line that quotes what a peer sent could be a few MiB long.
 LENGTH_MAX = 2000
+
+#: Lines kept while none may be written (`hold`); the last ones.
+HELD_MAX = 500
 
 #: Level → syslog priority, as sd-daemon(3) wants it in front of a line.
 _PRIORITIES = {
@@ -85,6 +91,56 @@ class RateLimit(logging.Filter):
         return True
 
 
+class HoldingHandler(logging.StreamHandler[TextIO]):
+    """Writes lines to a stream; while it is held, it keeps them.
+
+    A write to a log on a frozen file system hangs, and so does one to a journal that waits for its own.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._held: deque[logging.LogRecord] | None = None
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._held is None:
+            super().emit(record)
+        else:
+            self._lost += len(self._held) == HELD_MAX
+            self._held.append(record)
+
+    def hold(self) -> None:
+        """Write nothing until `resume`."""
+        with self.lock or nullcontext():
+            self._held = self._held or deque(maxlen=HELD_MAX)
+
+    def resume(self) -> None:
+        """Write what was kept, and go on."""
+        with self.lock or nullcontext():
+            held, self._held = self._held or (), None
+            if self._lost:
+                super().emit(logging.makeLogRecord({"msg": f"({self._lost} lines left out)"}))
+                self._lost = 0
+            for record in held:
+                super().emit(record)
+
+
+def hold() -> None:
+    """Keep the lines of this process's log until `release`: a file system that is frozen must not stop it."""
+    for handler in _holding():
+        handler.hold()
+
+
+def release() -> None:
+    """Write the lines that were kept since `hold`."""
+    for handler in _holding():
+        handler.resume()
+
+
+def _holding() -> list[HoldingHandler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, HoldingHandler)]
+
+
 def set_up(program: str, *, verbose: bool) -> None:
     """Send this process's log to stderr, debug messages only if *verbose*.
 
@@ -92,7 +148,10 @@ def set_up(program: str, *, verbose: bool) -> None:
         program: the process's name, for people.
         verbose: whether to log debug messages.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    # No line shows where it was logged, by which thread and process. Looking it up is half the cost of a line.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    handler = HoldingHandler(sys.stderr)
     handler.addFilter(RateLimit())
     handler.setFormatter(LineFormatter(program, for_journal=_stderr_is_journal()))
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)

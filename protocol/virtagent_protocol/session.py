@@ -55,6 +55,7 @@ class Hello:
             same boot id is a restarted agent; with another, a rebooted machine.
         limits: what it accepts.
         crc: whether its channel may change bytes, so that every message of the session needs a checksum.
+        frozen: what is frozen, in words; "": no file system is.
     """
 
     role: Role
@@ -64,6 +65,7 @@ class Hello:
     protocols: tuple[str, ...] = PROTOCOLS
     limits: PeerLimits = field(default_factory=PeerLimits)
     crc: bool = False
+    frozen: str = ""
 
     def to_value(self) -> Struct:
         """Return the struct that goes over the wire."""
@@ -75,6 +77,7 @@ class Hello:
             "protocols": list(self.protocols),
             "limits": self.limits.to_value(),
             "crc": self.crc,
+            **({"frozen": self.frozen} if self.frozen else {}),
         }
 
     def at(self, epoch: str) -> Hello:
@@ -109,6 +112,7 @@ class Hello:
             protocols=versions,
             limits=PeerLimits.from_value(member(struct, "limits", dict)),
             crc=member(struct, "crc", bool, False),
+            frozen=member(struct, "frozen", str, "")[:_STRING_MAX],
         )
 
 
@@ -143,6 +147,15 @@ def establish(own: Hello, peer: Hello) -> Session:
         )
     host, guest = (own, peer) if own.role is Role.HOST else (peer, own)
     return Session(f"{host.epoch}-{guest.epoch}", peer, _common_version(own, peer), crc=own.crc or peer.crc)
+
+
+def arrival(peer: Hello, before: Hello | None) -> str:
+    """Return how a peer came to say hello, in words."""
+    if before is None:
+        return f"{peer.agent} said hello"
+    if peer.boot_id != before.boot_id:
+        return f"the {peer.role.value} was rebooted, {peer.agent} said hello"
+    return f"the {peer.role.value}'s agent was restarted or reconnected, {peer.agent} said hello"
 
 
 def _common_version(own: Hello, peer: Hello) -> str:
