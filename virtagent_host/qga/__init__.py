@@ -1,0 +1,8 @@
+"""QEMU's guest agent, seen from the host, both ways round.
+
+commands       guest-* commands to the guest's agent, whichever it is; for the bridge and the socket
+socket         a unix socket that speaks qemu-ga's wire, for scripts that expect one
+conversation   qemu-ga itself as a peer: one command at a time, in step again after a time-out
+methods        the methods of virtagent's agent, done with qemu-ga's commands
+link           all of that with the face of a virtagent link
+"""
