@@ -52,6 +52,8 @@ class LinkStream(trio.abc.HalfCloseableStream):
     Attributes:
         id: its number in the session.
         window: what the other end lets us send.
+        broken: set when the stream breaks; for those who neither send nor receive.
+        reset_by_peer: the reason with which the other end has reset it, or None.
     """
 
     def __init__(self, number: int, carrier: _Carrier, send_credit: int) -> None:
@@ -75,6 +77,9 @@ class LinkStream(trio.abc.HalfCloseableStream):
         # Both
         self._closed = False
         self._failure: str | None = None
+        self._unwanted = trio.Event()
+        self.broken = trio.Event()
+        self.reset_by_peer: str | None = None
 
     # --- Sending -------------------------------------------------------------------------------------
 
@@ -116,6 +121,16 @@ class LinkStream(trio.abc.HalfCloseableStream):
         self._may_send = trio.Event()
         await self._may_send.wait()
         self.check_sendable()
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether `wait_unwanted` would return."""
+        return self._unwanted.is_set()
+
+    async def wait_unwanted(self) -> None:
+        """Return when the other end takes no more: it has closed or reset the stream, or the session has
+        ended. For whoever waits for something to send."""
+        await self._unwanted.wait()
 
     def check_sendable(self) -> None:
         """Raise if nothing can be sent any more."""
@@ -202,6 +217,7 @@ class LinkStream(trio.abc.HalfCloseableStream):
         """The stream is broken; tasks that use it get an error with these words."""
         if self._failure is None:
             self._failure = words
+            self.broken.set()
             self._arrived.clear()
             for outgoing, count in self._queued:
                 self._carrier.discard(outgoing, count)
@@ -229,11 +245,13 @@ class LinkStream(trio.abc.HalfCloseableStream):
     def on_end(self, reason: str) -> None:
         """The other end sends no more, reads no more, or has reset the stream."""
         if reason not in (EOF, CLOSED):
+            self.reset_by_peer = reason
             self.fail(f"the other end reset stream {self.id}: {reason}")
             return
         self._received_end = True
         if reason == CLOSED:
             self._unread = f"the other end has closed stream {self.id}"
+            self._unwanted.set()
         if self._sent_end or reason == CLOSED:
             self._carrier.forget(self)
         self._wake()

@@ -29,6 +29,8 @@ from typing import TypeVar
 
 import trio
 
+from virtagent_protocol.relay import reset_on_close
+
 T = TypeVar("T")
 
 #: Bytes moved at a time. More would hold up everything else in the process; less costs more turns.
@@ -73,7 +75,7 @@ class HandedFd:
                     return self._socket.recv(size, socket.MSG_DONTWAIT) if self._socket else os.read(fd, size)
             await trio.lowlevel.wait_readable(fd)
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | bytearray) -> None:
         """Write all of *data*.
 
         Raises:
@@ -101,8 +103,13 @@ class HandedFd:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)
 
+    def abort(self) -> None:
+        """Let the peer of a TCP socket see a reset when it is closed."""
+        if self._socket is not None:
+            reset_on_close(self._socket)
+
     def close(self) -> None:
-        """Close it."""
+        """Close it; this may be repeated."""
         for fd in {self._fd, self._own} - {None, -1}:
             assert fd is not None
             os.close(fd)

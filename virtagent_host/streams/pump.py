@@ -13,6 +13,7 @@ import trio
 
 from virtagent_protocol.errors import LinkBroken
 from virtagent_protocol.nursery import plain_nursery
+from virtagent_protocol.relay import while_wanted
 from virtagent_protocol.stream import CANCELLED, LinkStream
 
 from .fd import HandedFd
@@ -71,12 +72,15 @@ async def pump_out(stream: LinkStream, sink: HandedFd) -> int:
     return count
 
 
-async def splice(stream: LinkStream, fd: int) -> tuple[int, int]:
+async def splice(stream: LinkStream, fd: int, out_fd: int | None = None) -> tuple[int, int]:
     """Join a stream and a descriptor that is both read and written, until both halves have ended.
+
+    What breaks breaks both ways: the peer of a TCP socket sees a reset then.
 
     Args:
         stream: closed in the end.
         fd: such as a connected socket; closed in the end.
+        out_fd: what is written to, if that is another one; closed when nothing more comes.
 
     Returns:
         How many bytes went in, and came out.
@@ -84,22 +88,35 @@ async def splice(stream: LinkStream, fd: int) -> tuple[int, int]:
     Raises:
         StreamBroken: see `pump_in` and `pump_out`.
     """
-    handed = HandedFd(fd)
+    source = HandedFd(fd)
+    sink = source if out_fd is None else HandedFd(out_fd)
     counts = [0, 0]
 
+    async def pumping() -> None:
+        counts[0] = await pump_in(source, stream)
+
     async def into() -> None:
-        counts[0] = await pump_in(handed, stream)
+        # The guest may take no more while nothing comes from here that would tell.
+        if not await while_wanted(stream, pumping):
+            source.abort()
+
+    async def out_of() -> None:
+        counts[1] = await pump_out(stream, sink)
+        if sink is not source:
+            sink.close()
 
     try:
         async with plain_nursery() as nursery:
             nursery.start_soon(into)
-            counts[1] = await pump_out(stream, handed)
+            await out_of()
     except BaseException:
-        # Cancelled, too: the guest shall not take what it got for the whole.
+        # Cancelled, too: neither side shall take what it got for the whole.
         stream.reset(CANCELLED)
+        source.abort()
         raise
     finally:
-        handed.close()
+        source.close()
+        sink.close()
     await stream.aclose()
     return counts[0], counts[1]
 

@@ -1,0 +1,43 @@
+"""Binding a unix socket that only its owner may connect to, whatever an earlier process has left behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from contextlib import suppress
+
+
+def bind_unix(path: str) -> socket.socket:
+    """Return a socket bound to *path*, mode 0600, in place of one that nobody listens on.
+
+    Raises:
+        OSError: EADDRINUSE if somebody does, or it is no socket.
+    """
+    _remove_stale(path)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # bind() makes the file, and chmod() would come too late: only the umask keeps others out from the start.
+    umask = os.umask(0o177)
+    try:
+        bound.bind(path)
+    except BaseException:
+        bound.close()
+        raise
+    finally:
+        os.umask(umask)
+    return bound
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return  # bind() will say that it is taken
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        with suppress(BlockingIOError):  # its queue is full: somebody listens
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)

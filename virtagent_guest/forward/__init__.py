@@ -1,0 +1,1 @@
+"""Connections that programs in the guest make, passed on to the host."""
