@@ -41,6 +41,15 @@ _METHOD_NAME = re.compile(r"[A-Za-z0-9_.:/]{1,255}")
 _HEAD = "<?xml version='1.0'?>"
 
 
+def text_or_bytes(data: bytes) -> str | bytes:
+    """Return *data* as the string that it is, if it is UTF-8 and XML can carry it; else as it is."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return data
+    return data if _NOT_XML.search(text) else text
+
+
 def encode_call(method: str, params: list[Value]) -> bytes:
     """Return a methodCall document.
 
@@ -89,6 +98,9 @@ def decode_call(body: bytes) -> tuple[str, list[Value]]:
     Raises:
         RemoteProtocolError: it is not one.
     """
+    if len(body) <= PLAIN_MAX and (plain := _PLAIN_CALL.fullmatch(body)):
+        params = _PLAIN_PARAM.findall(plain[2])
+        return plain[1].decode(), [_SCALARS[kind.decode()](text.decode()) for kind, text in params]
     kind, name, content = _parse(body)
     if kind != "methodCall" or not isinstance(content, list):
         raise RemoteProtocolError(f"expected a methodCall, got a {kind}")
@@ -181,6 +193,8 @@ def _parse(body: bytes) -> tuple[str, str, Value]:
     try:
         # UTF-8 whatever the declaration says: a peer must not choose our decoder.
         parser = DefusedXMLParser(target=builder, encoding="utf-8", forbid_dtd=True)
+        # Without the wrappers that make trees: they double what an element costs.
+        parser.parser.StartElementHandler, parser.parser.EndElementHandler = builder.start, builder.end
         # In pieces, so that a tag with megabytes of attributes is refused before it is one.
         for at in range(0, len(body), MARKUP_MAX):
             parser.feed(body[at : at + MARKUP_MAX])
@@ -263,6 +277,17 @@ _SCALARS: dict[str, Callable[[str], Value]] = {
     "base64": _base64,
     "nil": _nil,
 }
+
+#: Calls as `encode_call` writes them, with scalars of ASCII that needs no escape: most calls are. A match takes
+#: a hundredth of what an XML parser takes, which is a fifth of a ping. All others, and all that is longer, is parsed.
+_PLAIN_VALUE = rb"<param><value><(%b)>([ !-%%'-;=?-~]*)</\1></value></param>" % "|".join(_SCALARS).encode()
+_PLAIN_PARAM = re.compile(_PLAIN_VALUE)
+_PLAIN_CALL = re.compile(
+    rb"%b<methodCall><methodName>([A-Za-z0-9_.:/]{1,255})</methodName><params>((?:%b)*)</params></methodCall>"
+    % (re.escape(_HEAD).encode(), _PLAIN_VALUE.replace(rb"\1", rb"\3"))
+)
+PLAIN_MAX = 1024
+
 _LEAVES = frozenset({*_SCALARS, "methodName", "name", "value"})
 #: Elements on the way from the document down to a value of the greatest depth: struct, member, value.
 _OPEN_MAX = 3 * VALUE_DEPTH_MAX + 3
