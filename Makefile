@@ -7,13 +7,13 @@ export PYTHONUNBUFFERED = 1
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 VENV := .venv/bin
 BUNDLE := build/va-guest.pyz
-CONTRIB := contrib/systemd/va-guest.service contrib/systemd/90-virtagent.rules contrib/guest.toml
+CONTRIB := $(wildcard contrib/systemd/va-guest*) contrib/systemd/90-virtagent.rules contrib/guest.toml
 # Named after its recipe: it is rebuilt when that changes, whatever git does to time stamps.
 ROOTFS := build/guest/rootfs-$(shell sha256sum scripts/build_rootfs.sh | cut -c 1-12).tar
 IMAGE := build/guest/disk.img
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-unit test-integration test-guest test-faults soak fuzz check setup guest-bundle guest-image install-guest clean
+.PHONY: help demo test test-unit test-integration test-guest test-faults soak bench fuzz check setup guest-bundle guest-image install-guest install-guest-qga clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r target text; do printf '  %-18s %s\n' $$target "$$text"; done
@@ -41,6 +41,9 @@ soak: setup guest-image ## random faults for SOAK_SECONDS (1200) on processes an
 	@PYTHONPATH=protocol:. $(VENV)/python -m tests.faults.report >build/reliability.md
 	@mv build/reliability.md docs/reliability.md
 
+bench: setup guest-image ## measure qemu-ga and va-guest side by side (BENCH="--quick --native-only …"), into build/bench.json
+	@PYTHONPATH=protocol:. $(VENV)/python -m benchmarks $(BENCH)
+
 fuzz: setup ## fuzz each parser for FUZZ_SECONDS (60)
 	@$(VENV)/python -c 'import atheris' 2>/dev/null || { echo "fuzz: installing atheris"; $(VENV)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'; }
 	@PYTHONPATH=protocol:. $(VENV)/python -m tests.fuzz.run
@@ -62,8 +65,14 @@ install-guest: ## install agent, unit, udev rule and configuration under DESTDIR
 	@test -f $(BUNDLE) || { echo "$(BUNDLE) is missing: run make guest-bundle" >&2; exit 1; }
 	install -D -m 0755 $(BUNDLE) $(DESTDIR)/usr/local/bin/va-guest
 	install -D -m 0644 contrib/systemd/va-guest.service $(DESTDIR)/etc/systemd/system/va-guest.service
+	install -D -m 0644 contrib/systemd/va-guest-freezer.socket $(DESTDIR)/etc/systemd/system/va-guest-freezer.socket
+	install -D -m 0644 contrib/systemd/va-guest-freezer.service $(DESTDIR)/etc/systemd/system/va-guest-freezer.service
 	install -D -m 0644 contrib/systemd/90-virtagent.rules $(DESTDIR)/etc/udev/rules.d/90-virtagent.rules
 	test -e $(DESTDIR)/etc/virtagent/guest.toml || install -D -m 0644 contrib/guest.toml $(DESTDIR)/etc/virtagent/guest.toml
+
+install-guest-qga: ## let the agent take the place of qemu-ga, under DESTDIR (docs/migration-from-qemu-ga.md)
+	install -D -m 0644 contrib/systemd/va-guest-qga.conf $(DESTDIR)/etc/systemd/system/va-guest.service.d/qga.conf
+	install -D -m 0644 contrib/systemd/99-zz-virtagent-qga.rules $(DESTDIR)/etc/udev/rules.d/99-zz-virtagent-qga.rules
 
 clean: ## remove what was built; .venv stays
 	rm -rf build

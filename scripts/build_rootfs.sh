@@ -9,14 +9,16 @@
 #   ttyS0   is the log: kernel and journal, in order, for whoever wonders why a test failed.
 #   shell   a root shell for the tests (tests/guest/vm.py) on the PCI serial port in slot 0x1e. What it prints is never
 #           mixed with the log, and the ISA port ttyS1 stays free for the isa-serial channel.
+#   qemu-ga is there for comparison (benchmarks/) and is not started.
+#   sshd    is not started, either: a test starts it, to be reached without a network (tests/guest/test_forward.py).
 set -euo pipefail
 
 out=$1
-packages=linux-image-cloud-amd64,systemd-sysv,udev,dbus,python3,procps,busybox-static
+packages=linux-image-cloud-amd64,systemd-sysv,udev,dbus,python3,procps,busybox-static,qemu-guest-agent,openssh-server
 
 # No use in a guest that lives for a minute: 5 s of boot without KVM, or (timers) work in the middle of a test.
 masked="e2scrub_reap.service e2scrub_all.timer apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer
-    fstrim.timer systemd-tmpfiles-clean.timer getty@tty1.service serial-getty@ttyS0.service"
+    fstrim.timer systemd-tmpfiles-clean.timer qemu-guest-agent.service getty@tty1.service serial-getty@ttyS0.service"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -76,6 +78,7 @@ install -m 0644 "$work/test-shell.service" "$root/etc/systemd/system/"
 install -m 0644 "$work/90-test-shell.rules" "$root/etc/udev/rules.d/"
 chroot "$root" systemctl --quiet set-default multi-user.target
 chroot "$root" systemctl --quiet mask "$@"
+chroot "$root" systemctl --quiet disable ssh.service
 
 initrd="$root/tmp/initrd"
 mkdir -p "$initrd/bin" "$initrd/dev" "$initrd/root"

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 python=${1:-python3}
 # gpg and mount are only recommended by mmdebstrap: it finds the archive's key by the one, and needs the other.
-packages=(python3-venv qemu-system-x86 qemu-utils mmdebstrap gpg mount e2fsprogs socat ca-certificates)
+packages=(python3-venv qemu-system-x86 qemu-utils mmdebstrap gpg mount e2fsprogs socat ca-certificates openssh-client)
 # The requirements that .venv was made for.
 stamp=.venv/requirements.sha256
 
@@ -30,4 +30,17 @@ if ! sha256sum --check --status "$stamp" 2>/dev/null; then
     "$python" -m venv .venv
     .venv/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
     sha256sum pyproject.toml >"$stamp"
+fi
+
+# QEMU's own guest agent, for tests that compare. Unpacked, not installed: its package would start a service here.
+if [ ! -e build/qemu-ga ]; then
+    echo "setup: unpacking qemu-guest-agent into build/qemu-ga"
+    scratch=$(mktemp -d)
+    if (cd "$scratch" && apt-get download --quiet=2 --option APT::Sandbox::User=root qemu-guest-agent) &&
+        mkdir -p build && dpkg-deb --extract "$scratch"/*.deb "$scratch/root"; then
+        mv "$scratch/root" build/qemu-ga
+    else
+        echo "setup: no qemu-guest-agent to be had; tests that compare with it are skipped" >&2
+    fi
+    rm -rf "$scratch"
 fi

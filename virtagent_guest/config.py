@@ -7,10 +7,17 @@ This module is read before trio is imported, so that a mistake is told at once.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from virtagent_protocol.address import AddressError, parse_address
+
+from .forward.settings import ForwardSettings
+from .freeze.hooks import HookSettings
+from .policy.settings import PolicySettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,6 +26,8 @@ else:
 
 DEFAULT_FILE = "/etc/virtagent/guest.toml"
 DEFAULT_PORT = "/dev/virtio-ports/org.qemu.virtagent"
+#: The port of QEMU's own guest agent.
+QGA_PORT = "/dev/virtio-ports/org.qemu.guest_agent.0"
 DEFAULT_SPEED = 38400
 
 #: Kind of channel → its default path; None: a path must be given.
@@ -27,6 +36,7 @@ CHANNEL_KINDS: dict[str, str | None] = {
     "isa-serial": None,
     "unix-connect": None,
     "unix-listen": None,
+    "none": "",
 }
 
 #: Number of ports → what each path ends in. Of two, the first is for the host's calls, the other for ours.
@@ -39,6 +49,9 @@ SPEEDS = (1200, 2400, 4800, 9600, 19200, 38400, 57600, 115200, 230400)
 _SCHEMA: dict[str, dict[str, type]] = {
     "channel": {"kind": str, "path": str, "speed": int, "ports": str},
     "log": {"verbose": bool},
+    "qga": {"kind": str, "path": str, "speed": int},
+    "policy": {"file": str, "allow-rpcs": list, "block-rpcs": list},
+    "freeze": {"hook": str, "hook-dir": str, "hook-timeout": int},
 }
 
 
@@ -63,16 +76,31 @@ class Channel:
     ports: str = "one"
 
     def each(self) -> list[Channel]:
-        """Return this channel as single ones, one for each port."""
+        """Return this channel as single ones, one for each port; none for the kind ``none``."""
+        if self.kind == "none":
+            return []
         return [replace(self, path=self.path + suffix, ports="one") for suffix in PORTS[self.ports]]
 
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of the agent."""
+    """All settings of the agent.
+
+    Attributes:
+        channel: for the agent's own link.
+        verbose: log debug messages, too.
+        policy: what the host may call.
+        qga: for clients of QEMU's guest agent.
+        hooks: what to call before and after a freeze.
+        forwards: where connections are passed on to services of the host.
+    """
 
     channel: Channel = Channel()
     verbose: bool = False
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    qga: Channel = Channel("none", QGA_PORT)
+    hooks: HookSettings = field(default_factory=HookSettings)
+    forwards: tuple[ForwardSettings, ...] = ()
 
 
 def load(file: str | None) -> Config:
@@ -96,6 +124,7 @@ def load(file: str | None) -> Config:
         raise ConfigError(f"{name} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name} is not TOML: {error}") from error
+    forwards = _forwards(name, tables.pop("forward", []))
     _check(name, tables)
     given = tables.get("channel", {})
     try:
@@ -104,7 +133,86 @@ def load(file: str | None) -> Config:
         )
     except ConfigError as error:
         raise ConfigError(f"{name}: table [channel]: {error}") from None
-    return Config(channel, tables.get("log", {}).get("verbose", False))
+    given = tables.get("qga", {})
+    try:
+        qga = choose_qga(Config().qga, given.get("kind"), given.get("path"), given.get("speed"))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: table [qga]: {error}") from None
+    return Config(
+        channel,
+        tables.get("log", {}).get("verbose", False),
+        policy=_policy(name, tables.get("policy", {})),
+        qga=qga,
+        hooks=_hooks(name, tables.get("freeze", {})),
+        forwards=forwards,
+    )
+
+
+def _forwards(name: str, entries: Any) -> tuple[ForwardSettings, ...]:
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f"{name}: 'forward' must be an array of tables: write [[forward]]")
+    forwards = []
+    for entry in entries:
+        if set(entry) != {"listen", "service"} or not all(isinstance(text, str) for text in entry.values()):
+            raise ConfigError(f"{name}: [[forward]] has two keys, both strings: 'listen' and 'service'")
+        try:
+            forwards.append(ForwardSettings(parse_address(entry["listen"], listening=True), entry["service"]))
+        except AddressError as error:
+            raise ConfigError(f"{name}: 'listen' in [[forward]]: {error}") from None
+    return tuple(forwards)
+
+
+def _hooks(name: str, table: dict[str, Any]) -> HookSettings:
+    default = HookSettings()
+    timeout = table.get("hook-timeout", default.timeout)
+    if timeout < 1:
+        raise ConfigError(f"{name}: 'hook-timeout' in [freeze] must be at least 1 (second)")
+    return HookSettings(table.get("hook", default.hook), table.get("hook-dir", default.directory), timeout)
+
+
+def _policy(name: str, table: dict[str, Any]) -> PolicySettings:
+    for key in ("allow-rpcs", "block-rpcs"):
+        if not all(isinstance(method, str) for method in table.get(key, [])):
+            raise ConfigError(f"{name}: '{key}' in [policy] must be an array of names")
+    allow = table.get("allow-rpcs")
+    return PolicySettings(
+        file=table.get("file"),
+        allow=None if allow is None else tuple(allow),
+        block=tuple(table.get("block-rpcs", [])),
+    )
+
+
+def dump(config: Config) -> str:
+    """Return the configuration as a file that says the same, as qemu-ga's --dump-conf does."""
+    policy = config.policy
+    tables: dict[str, dict[str, Any]] = {
+        "channel": asdict(config.channel),
+        "log": {"verbose": config.verbose},
+        "qga": {"kind": config.qga.kind, "path": config.qga.path, "speed": config.qga.speed},
+        "policy": {
+            "file": policy.file,
+            "allow-rpcs": policy.allow,
+            "block-rpcs": policy.block,
+        },
+        "freeze": {
+            "hook": config.hooks.hook,
+            "hook-dir": config.hooks.directory,
+            "hook-timeout": config.hooks.timeout,
+        },
+    }
+    lines = []
+    for table, keys in tables.items():
+        lines += ["", f"[{table}]"]
+        lines += [f"{key} = {_toml(value)}" for key, value in keys.items() if value is not None]
+    for forward in config.forwards:
+        lines += ["", "[[forward]]", f"listen = {_toml(str(forward.listen))}"]
+        lines += [f"service = {_toml(forward.service)}"]
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _toml(value: Any) -> str:
+    # JSON's forms of these values are TOML's, but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def choose_channel(
@@ -150,10 +258,31 @@ def choose_channel(
     )
 
 
+def choose_qga(base: Channel, kind: str | None, path: str | None = None, speed: int | None = None) -> Channel:
+    """Return *base*, the channel for clients of QEMU's guest agent, with what is given replaced.
+
+    Args:
+        base: what holds where nothing is given.
+        kind: of the channel, or ``KIND:PATH``.
+        path: the device or socket.
+        speed: of a serial line.
+
+    Raises:
+        ConfigError: see `choose_channel`.
+    """
+    name, _, rest = (kind or "").partition(":")
+    if name == "virtio-serial" and rest in ("", "-"):
+        path = path or QGA_PORT
+    elif CHANNEL_KINDS.get(name, "") is None and not (rest or path):
+        raise ConfigError(f"{name} needs a path: --qga {name}:PATH, or 'path' in [qga]")
+    return choose_channel(base, kind, path, speed)
+
+
 def _check(name: str, tables: dict[str, Any]) -> None:
     for table, keys in tables.items():
         if table not in _SCHEMA:
-            raise ConfigError(f"{name}: no such table or key: {table!r}; the tables are {_listed(_SCHEMA)}")
+            there = _listed([*_SCHEMA, "forward"])
+            raise ConfigError(f"{name}: no such table or key: {table!r}; the tables are {there}")
         if not isinstance(keys, dict):
             raise ConfigError(f"{name}: {table!r} must be a table: write [{table}]")
         known = _SCHEMA[table]
@@ -162,10 +291,10 @@ def _check(name: str, tables: dict[str, Any]) -> None:
                 raise ConfigError(f"{name}: no such key in [{table}]: {key!r}; the keys are {_listed(known)}")
             # Not isinstance(): true would pass for a number.
             if type(value) is not known[key]:
-                raise ConfigError(f"{name}: '{key}' in [{table}] must be a {_TYPE_WORDS[known[key]]}")
+                raise ConfigError(f"{name}: '{key}' in [{table}] must be {_TYPE_WORDS[known[key]]}")
 
 
-_TYPE_WORDS = {str: "string", int: "number", bool: "truth value (true or false)"}
+_TYPE_WORDS = {str: "a string", int: "a number", bool: "a truth value (true or false)", list: "an array"}
 
 
 def _listed(names: Any) -> str:

@@ -5,8 +5,9 @@ The rules:
 1. One `Link` for each port lives as long as the agent; transports come and go under it.
 2. The service is ready, for systemd, as soon as a host could reach it.
 3. A device that cannot be opened at start is an error to exit with: a person or systemd decides.
-   One that was lost gets `REOPEN_TIME` to come back. A socket's other end is waited for without limit.
-4. SIGTERM and SIGINT end everything at once, and that is success.
+   One that was lost gets `REOPEN_TIME` to come back. A socket's other end is waited for without limit; and
+   so is any channel if there is another way to the agent, for clients of QEMU's own (`qga`).
+4. SIGTERM and SIGINT end everything at once, and that is success. SIGHUP loads the policy again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,15 @@ from virtagent_protocol.nursery import plain_nursery
 from virtagent_protocol.session import Role
 
 from .config import Config
+from .forward.host import HOST
+from .forward.services import serve_forward
+from .freeze.client import FREEZER
+from .freeze.gate import FreezeGate
+from .jobs.table import JOBS
 from .methods import all_methods
+from .policy.guard import Guard
+from .qga.channel import make_qga_transport
+from .qga.server import serve_qga
 from .transports import Report, Transport, make_transport
 
 log = logging.getLogger("virtagent.guest")
@@ -40,32 +49,52 @@ BACKOFF_MIN, BACKOFF_MAX = 0.1, 5.0
 REOPEN_TIME = 15.0
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, guard: Guard) -> None:
     """Run the agent until a signal ends it.
+
+    Args:
+        config: its settings.
+        guard: the policy, which SIGHUP loads again.
 
     Raises:
         NotThere, NotReady, Forbidden, LinkBroken: the channel cannot be opened (rule 3).
     """
     transports = [make_transport(channel) for channel in config.channel.each()]
+    for_qga = [make_qga_transport(channel) for channel in config.qga.each()]
+    patience = math.inf if for_qga else 0.0
     try:
         async with plain_nursery() as nursery:
+            await nursery.start(_reload_on_signal, guard)
             await nursery.start(_end_on_signal, nursery.cancel_scope)
+            FREEZER.hooks = config.hooks
+            await nursery.start(FREEZER.run)
+            await nursery.start(JOBS.run)
             for transport in transports:
-                nursery.start_soon(_serve_forever, transport)
+                # With two ports, the last one is for our own calls.
+                nursery.start_soon(_serve_forever, transport, guard, patience, transport is transports[-1])
+            for forward in config.forwards:
+                nursery.start_soon(serve_forward, forward)
+            for transport in for_qga:
+                nursery.start_soon(serve_qga, transport, guard.gate("qga"))
     finally:
-        for transport in transports:
+        for transport in [*transports, *for_qga]:
             transport.close()
 
 
-async def _serve_forever(transport: Transport) -> None:
+async def _serve_forever(transport: Transport, guard: Guard, patience: float, for_our_calls: bool) -> None:
+    methods = all_methods()
+    methods.gate = FreezeGate(guard.gate("host"), FREEZER)
     link = Link(
         Role.GUEST,
         f"va-guest {__version__}",
-        all_methods(),
+        methods,
         boot_id=boot_id(),
         crc=transport.lossy,
         on_status=lambda status: notify("", status=f"{status.state.value}: {status.reason}"),
     )
+    if for_our_calls:
+        HOST.link = link
+    FREEZER.listeners.append(lambda: link.set_frozen(str(FREEZER.frozen or "")))
 
     def report(peer: bool, state: str) -> None:
         log.info("%s", state)
@@ -73,7 +102,7 @@ async def _serve_forever(transport: Transport) -> None:
         link.hint(LinkEvent.PORT_OPENED if peer else LinkEvent.PORT_CLOSED, state)
 
     pauses = _backoff()
-    patience = math.inf if transport.patient else 0.0
+    patience = math.inf if transport.patient else patience
     while True:
         async with await _open(transport, report, pauses, patience) as stream:
             sessions = link.counters.sessions
@@ -117,6 +146,16 @@ def _backoff() -> Iterator[float]:
     while True:
         yield pause
         pause = min(2 * pause, BACKOFF_MAX)
+
+
+async def _reload_on_signal(
+    guard: Guard, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGHUP) as signals:
+        task_status.started()
+        async for _ in signals:
+            log.info("SIGHUP: loading the policy again")
+            guard.reload()
 
 
 async def _end_on_signal(

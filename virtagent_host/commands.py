@@ -5,8 +5,7 @@ monitor come from it, so they cannot disagree.
 
 The rules:
 
-1. Arguments are checked here, in QEMU's words, before a handler sees them: unexpected, missing, wrong
-   type, not one of the choices. A handler gets every argument, defaults filled in.
+1. A command and its arguments are what `command` says.
 2. A command with an argument ``timeout`` ends by then: what it waits for is cancelled, on both ends. If it is
    given a ``deadline``, it keeps that by itself.
 3. A handler returns what JSON can carry. What a guest sent is untrusted: its shape is checked.
@@ -17,18 +16,20 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from virtagent_protocol.errors import CallTimeout, FailureKind, RemoteProtocolError, VirtagentError
+from virtagent_protocol.errors import CallTimeout, RemoteProtocolError
 from virtagent_protocol.linkstate import LinkState
 from virtagent_protocol.values import Struct, Value, as_struct, member, type_name
 
-from . import freezing
-
-Arguments = Mapping[str, Any]
+from . import execution, files, forwarding, freezing
+from .command import Argument as Argument
+from .command import Arguments, BoundCommand, VirtualMachine
+from .command import Client as Client
+from .command import Command as Command
+from .command import InvalidArguments as InvalidArguments
 
 #: Seconds until a call to the guest is given up: the original's client timeout.
 CALL_TIMEOUT = 5.0
@@ -39,145 +40,6 @@ SHUTDOWN_MODES = ("halt", "powerdown", "reboot")
 #: How `va_viewfile` puts bytes into JSON.
 FORMATS = ("utf8", "base64")
 LINK_STATES = tuple(state.value for state in LinkState)
-
-
-class VirtualMachine(Protocol):
-    """What the commands need of an attached VM."""
-
-    async def call(self, method: str, *params: Value) -> Value:
-        """Call a method of the guest and return its result. Raises `VirtagentError`."""
-
-    async def renegotiate(self) -> Value:
-        """Call the guest's `va.capabilities`, keep what it allows from now on, and return it."""
-
-    async def wait_for(self, state: str) -> None:
-        """Return once the link is in this state."""
-
-    def status(self) -> dict[str, Any]:
-        """Return what `va_status` answers: ``state`` (one of `LINK_STATES`), ``reason`` and more."""
-
-    async def shut_down(self, deadline: float) -> dict[str, Any]:
-        """Shut the VM down by agent, ACPI or QEMU's quit; return ``by``, ``seconds`` and ``steps``."""
-
-    async def detach(self) -> None:
-        """Begin to end the service for this VM, and return so that the answer can go out."""
-
-
-class Client(Protocol):
-    """What the commands need of the one who gives them: a client of the bridge."""
-
-    def take_fd(self, name: str) -> int:
-        """Return the file descriptor that came with ``getfd`` under this name; it is the taker's to close.
-
-        Raises:
-            InvalidArguments: there is none.
-        """
-
-    def emit(self, name: str, data: dict[str, object]) -> None:
-        """Send an event to this client alone."""
-
-    def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
-        """Run ``await function(*args)`` as a task that is cancelled when the client leaves."""
-
-
-Handler = Callable[[VirtualMachine, Arguments, Client], Awaitable[object]]
-BoundCommand = Callable[[Arguments, Client], Awaitable[object]]
-
-
-class InvalidArguments(VirtagentError):
-    """The arguments of a command do not fit its table entry."""
-
-    kind = FailureKind.REFUSED
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One argument of a command.
-
-    Attributes:
-        name: as in the QMP command.
-        type: ``string``, ``integer`` or ``number`` (the words of QEMU's error messages).
-        help: one line.
-        optional: it may be left out; its value is then *default*.
-        choices: all strings that are accepted; empty: any.
-        minimum: the least number that is accepted.
-    """
-
-    name: str
-    type: str
-    help: str
-    optional: bool = False
-    default: str | int | float | None = None
-    choices: tuple[str, ...] = ()
-    minimum: float | None = None
-
-    def check(self, value: object) -> None:
-        """Check a value that was given for this argument.
-
-        Raises:
-            InvalidArguments: wrong type, not a choice, or too small.
-        """
-        # bool is a subclass of int in Python and another type in JSON.
-        if isinstance(value, bool) or not isinstance(value, _PYTHON_TYPES[self.type]):
-            raise InvalidArguments(f"Invalid parameter type for '{self.name}', expected: {self.type}")
-        if self.choices and value not in self.choices:
-            choices = ", ".join(self.choices)
-            raise InvalidArguments(
-                f"Parameter '{self.name}' does not accept value '{value}', only: {choices}"
-            )
-        if isinstance(value, (int, float)) and not abs(value) <= _NUMBER_MAX:
-            raise InvalidArguments(f"Parameter '{self.name}' must be a finite number below 2^63")
-        if self.minimum is not None and isinstance(value, (int, float)) and value < self.minimum:
-            raise InvalidArguments(f"Parameter '{self.name}' must be at least {self.minimum:g}")
-
-
-#: A JSON integer may have 300 digits, which neither a clock nor XML-RPC takes.
-_NUMBER_MAX = 2**63 - 1
-_PYTHON_TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "number": (int, float)}
-
-
-@dataclass(frozen=True)
-class Command:
-    """One `va_*` command.
-
-    Attributes:
-        name: ``va_ping``.
-        help: a line of what it does.
-        returns: the shape of its result.
-        example: arguments as a user of the monitor types them.
-        handler: ``async handler(vm, arguments, client)``.
-        arguments: in the order in which the monitor takes them.
-    """
-
-    name: str
-    help: str
-    returns: str
-    example: str
-    handler: Handler
-    arguments: tuple[Argument, ...] = ()
-
-    def argument(self, name: str) -> Argument:
-        """Return the argument of that name; KeyError if there is none."""
-        return {argument.name: argument for argument in self.arguments}[name]
-
-    def complete(self, given: Arguments) -> dict[str, Any]:
-        """Return *given*, checked, with the defaults of what was left out.
-
-        Raises:
-            InvalidArguments: rule 1.
-        """
-        known = {argument.name for argument in self.arguments}
-        for name in given:
-            if name not in known:
-                raise InvalidArguments(f"Parameter '{name}' is unexpected")
-        values = {}
-        for argument in self.arguments:
-            if argument.name in given:
-                argument.check(given[argument.name])
-            elif not argument.optional:
-                raise InvalidArguments(f"Parameter '{argument.name}' is missing")
-            values[argument.name] = given.get(argument.name, argument.default)
-        return values
 
 
 def bind(vm: VirtualMachine) -> dict[str, BoundCommand]:
@@ -418,5 +280,8 @@ COMMANDS: dict[str, Command] = {
             "va_detach",
             _detach,
         ),
+        *execution.COMMANDS,
+        *files.COMMANDS,
+        *forwarding.COMMANDS,
     )
 }

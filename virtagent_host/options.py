@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from virtagent_protocol.address import Address
 from virtagent_protocol.limits import Settings
 
 from .runtime import RuntimeDir
@@ -20,6 +22,15 @@ class Ports(Enum):
     TWO = "two"
 
 
+class Agent(Enum):
+    """What runs in the guest."""
+
+    #: va-guest, on virtagent's own ports.
+    VIRTAGENT = "virtagent"
+    #: QEMU's guest agent, on ``org.qemu.guest_agent.0``; or whatever speaks its wire.
+    QGA = "qga"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServiceOptions:
     """What `attach` and `launch` have in common.
@@ -29,6 +40,7 @@ class ServiceOptions:
         runtime: the runtime directory; the service creates it.
         ports: one port for both directions, or one for each.
         settings: the adjustable limits of the link.
+        services: what programs in the guest may connect to, by name.
         verbose: how often ``-v`` was given.
     """
 
@@ -36,6 +48,7 @@ class ServiceOptions:
     runtime: RuntimeDir
     ports: Ports = Ports.ONE
     settings: Settings = field(default_factory=Settings)
+    services: Mapping[str, Address] = field(default_factory=dict)
     verbose: int = 0
 
 
@@ -47,11 +60,15 @@ class AttachOptions(ServiceOptions):
         qmp: QEMU's QMP socket.
         channel: a unix socket on which a virtagent channel already is (``--channel unix:PATH``).
         retry: with *qmp*: wait for a QEMU that is not there, now or any more.
+        agent: what runs in the guest.
+        qga: where to serve clients of QEMU's guest agent, if at all.
     """
 
     qmp: Path | None = None
     channel: Path | None = None
     retry: bool = False
+    agent: Agent = Agent.VIRTAGENT
+    qga: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ async def test_from_another_monitor_all_is_seen_but_agent_and_session(attached: 
     assert status == 0
     assert f"va-host 'demo' (pid {attached.service.pid})" in findings["chardev"]["finding"]
     unseen = [check for check, finding in findings.items() if finding["holds"] is None]
-    assert unseen == ["agent", "session"]
+    assert unseen == ["agent", "session", "policy"]
     assert findings["agent"]["remedy"].endswith(" doctor demo")
 
 

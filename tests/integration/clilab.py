@@ -24,9 +24,11 @@ import trio
 
 from virtagent_host.bridge.server import Bridge
 from virtagent_host.commands import bind
+from virtagent_host.forward.table import Forwards
 from virtagent_host.qemu.qmp import QmpConnection, open_qmp
 from virtagent_host.runtime import RuntimeDir
-from virtagent_protocol.errors import FaultCode, RemoteFault, VirtagentError
+from virtagent_protocol.errors import FaultCode, NotReady, RemoteFault, VirtagentError
+from virtagent_protocol.stream import LinkStream
 from virtagent_protocol.values import Value
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +67,13 @@ class PlayedVm:
             self.shutdowns.append(params[0])
         return TRICKY if method == "va.getdmesg" else None
 
+    def open_stream(self) -> LinkStream:
+        raise NotReady("there are no streams here")
+
+    @property
+    def forwards(self) -> Forwards:
+        raise AssertionError("nothing is forwarded here")
+
     async def renegotiate(self) -> Value:
         methods: list[Value] = ["va.ping", "va.capabilities"]
         return {"version": "0.1.0", "protocol": "1.0", "agent": "va-guest", "methods": methods}
@@ -79,6 +88,11 @@ class PlayedVm:
         if self.ready.is_set():
             return {"state": "ready", "reason": "hello was answered", "since": 1.5}
         return {"state": "greeting", "reason": "the port was opened", "since": 1.5}
+
+    async def shut_down(self, deadline: float) -> dict[str, Any]:
+        steps = [{"means": "agent", "result": "not ready: port-closed", "seconds": 0.0}]
+        self.shutdowns.append(deadline)
+        return {"by": "acpi", "seconds": 1.5, "steps": steps}
 
     async def detach(self) -> None:
         (self.detached_again if self.detached.is_set() else self.detached).set()

@@ -29,10 +29,12 @@ async def test_an_internal_error_ends_its_link_is_told_and_the_next_link_works(
 ) -> None:
     vm = Vm("vm", Settings())
     guests: list[Link] = []
-    broken = vm.link._serving.on_request
+    assert isinstance(vm.link, Link)
+    serving = vm.link._serving
+    broken = serving.on_request
 
     def break_once(request: Request) -> None:
-        vm.link._serving.on_request = broken  # type: ignore[method-assign]
+        serving.on_request = broken  # type: ignore[method-assign]
         raise ZeroDivisionError("planted by the test")
 
     async def guest(stream: trio.SocketStream) -> None:
@@ -44,7 +46,7 @@ async def test_an_internal_error_ends_its_link_is_told_and_the_next_link_works(
     async def never(vm: Vm, qmp: QmpConnection | None) -> None:
         await trio.sleep_forever()
 
-    vm.link._serving.on_request = break_once  # type: ignore[method-assign]
+    serving.on_request = break_once  # type: ignore[method-assign]
     sock = trio.socket.socket(trio.socket.AF_UNIX)
     await sock.bind(str(tmp_path / "channel"))
     sock.listen()

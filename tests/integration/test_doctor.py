@@ -121,7 +121,7 @@ async def test_a_machine_without_controller_is_told_that_attach_plugs_one_in(
     assert found.seen() == {
         "monitor": True,
         "controller": False,
-        **dict.fromkeys(("chardev", "port", "running", "driver", "opened", "agent", "session")),
+        **dict.fromkeys(("chardev", "port", "running", "driver", "opened", "agent", "session", "policy")),
     }
 
 

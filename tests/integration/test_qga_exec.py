@@ -176,3 +176,13 @@ def until_ended(table: processes.Processes, pid: int) -> None:
     while process.status is None:
         assert time.monotonic() < deadline
         time.sleep(LOOK_EVERY)
+
+
+async def test_a_script_that_names_no_shell_is_given_to_one(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text('echo "$0" "$@"; exit 4\n')
+    script.chmod(0o755)
+    started = await call("guest-exec", path=str(script), arg=["a b", "c"], capture_output=True)
+    status = await ended(started["pid"])
+    assert (status["exitcode"], base64.b64decode(status["out-data"])) == (4, f"{script} a b c\n".encode())
+    assert "No such file or directory" in await error_of("guest-exec", path="")

@@ -10,7 +10,9 @@ import trio.testing
 
 from tests.unit.nobody import NobodysClient
 from virtagent_host.commands import COMMANDS, InvalidArguments, bind
+from virtagent_host.forward.table import Forwards
 from virtagent_protocol.errors import CallTimeout, NotReady, RemoteProtocolError, VirtagentError
+from virtagent_protocol.stream import LinkStream
 from virtagent_protocol.values import Value
 
 
@@ -31,6 +33,13 @@ class Guest:
         if isinstance(answer, VirtagentError):
             raise answer
         return answer
+
+    def open_stream(self) -> LinkStream:
+        raise NotReady("there are no streams here")
+
+    @property
+    def forwards(self) -> Forwards:
+        raise AssertionError("nothing is forwarded here")
 
     async def renegotiate(self) -> Value:
         return await self.call("va.capabilities")

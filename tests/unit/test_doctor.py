@@ -26,7 +26,13 @@ STATUS: dict[str, Any] = {
 }
 #: All is well.
 FACTS = Facts(
-    Path("/run/virtagent/demo.qmp"), "demo", status=STATUS, service_pid=7, qemu=QEMU, channel=SOCKET
+    Path("/run/virtagent/demo.qmp"),
+    "demo",
+    status=STATUS,
+    capabilities={"methods": ["va.ping", "va.getfile"]},
+    service_pid=7,
+    qemu=QEMU,
+    channel=SOCKET,
 )
 CLOSED = {"virtagent": replace(CHARDEV, open=False)}
 
@@ -118,3 +124,21 @@ def test_a_service_that_may_not_connect_is_forbidden_whoever_asks_the_doctor() -
 def test_a_service_that_does_not_answer_is_broken_in_time() -> None:
     check, finding = failure(replace(FACTS, unreachable=CallTimeout("va-host of 'demo' does not answer")))
     assert (check, finding.kind) == ("monitor", FailureKind.TIMED_OUT)
+
+
+def with_policy(*forbidden: str) -> Facts:
+    methods = ["system.multicall", "va.capabilities", "va.getfile", "va.ping", "va.shutdown"]
+    return replace(FACTS, capabilities={"methods": methods, "forbidden": list(forbidden)})
+
+
+def test_a_policy_is_told_and_is_no_trouble_unless_it_forbids_everything() -> None:
+    finding = dict(diagnose(with_policy("va.shutdown")))["policy"]
+    assert finding.holds
+    assert "it forbids 1 of 5 methods altogether: va.shutdown. Of" in finding.text
+    check, finding = failure(with_policy("va.getfile", "va.shutdown"))
+    assert (check, finding.kind) == ("policy", FailureKind.FORBIDDEN)
+    assert "in the guest: va-guest policy why" in finding.remedy
+
+
+def test_a_policy_is_not_guessed_at() -> None:
+    assert dict(diagnose(replace(FACTS, capabilities=None)))["policy"].holds is None

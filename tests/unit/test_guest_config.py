@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from virtagent_guest import cli
-from virtagent_guest.config import DEFAULT_PORT, Channel, Config, ConfigError, choose_channel, load
+from virtagent_guest.config import DEFAULT_PORT, Channel, Config, ConfigError, choose_channel, dump, load
+from virtagent_guest.forward.settings import ForwardSettings
+from virtagent_protocol.address import TcpAddress, UnixAddress
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +35,19 @@ def test_all_keys_are_read(file: Path) -> None:
     assert load(str(file)) == Config(Channel("isa-serial", "/dev/ttyS1", 9600), verbose=True)
 
 
+def test_forwards_are_read_and_dumped_as_they_were(file: Path) -> None:
+    file.write_text(
+        '[[forward]]\nlisten="127.0.0.1:8080"\nservice="web"\n[[forward]]\nlisten="/run/db"\nservice="db"\n'
+    )
+    config = load(str(file))
+    assert config.forwards == (
+        ForwardSettings(TcpAddress("127.0.0.1", 8080), "web"),
+        ForwardSettings(UnixAddress("/run/db"), "db"),
+    )
+    file.write_text(dump(config))
+    assert load(str(file)) == config
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -47,6 +62,11 @@ def test_all_keys_are_read(file: Path) -> None:
         ("[channel]\nkind='isa-serial'\n", r"channel isa-serial needs a path"),
         ("[log]\nverbose=1\n", r"'verbose' in \[log\] must be a truth value"),
         ("[", r"is not TOML"),
+        ("forward=1\n", r"'forward' must be an array of tables: write \[\[forward\]\]"),
+        ("[forward]\n", r"'forward' must be an array of tables"),
+        ("[[forward]]\nlisten='/x'\n", r"\[\[forward\]\] has two keys, both strings: 'listen' and 'service'"),
+        ("[[forward]]\nlisten=1\nservice='web'\n", r"has two keys, both strings"),
+        ("[[forward]]\nlisten='80'\nservice='web'\n", r"'listen' in \[\[forward\]\]: '80' is not an address"),
     ],
 )
 def test_a_mistake_names_the_file_and_the_key(file: Path, text: str, complaint: str) -> None:

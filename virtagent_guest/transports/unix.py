@@ -24,7 +24,7 @@ class UnixConnect(Transport):
         try:
             stream = await trio.open_unix_socket(self.path)
         except OSError as error:
-            raise _explained(self.path, error) from error
+            raise socket_error(self.path, error) from error
         report(True, f"connected to {self.path}")
         return stream
 
@@ -40,9 +40,9 @@ class UnixListen(Transport):
 
     async def open(self, report: Report) -> trio.SocketStream:
         try:
-            bound = _bind(self.path)
+            bound = bind_socket(self.path)
         except OSError as error:
-            raise _explained(self.path, error) from error
+            raise socket_error(self.path, error) from error
         self._bound = True
         with trio.socket.from_stdlib_socket(bound) as listener:
             listener.listen(1)
@@ -58,7 +58,7 @@ class UnixListen(Transport):
                 os.unlink(self.path)
 
 
-def _bind(path: str) -> socket.socket:
+def bind_socket(path: str) -> socket.socket:
     """Return a socket bound to *path*, in place of one that an earlier process left behind."""
     _remove_stale(path)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -97,7 +97,7 @@ def _remove_stale(path: str) -> None:
     raise NotReady(f"{path} is in use: another process listens there, stop it")
 
 
-def _explained(path: str, error: OSError) -> VirtagentError:
+def socket_error(path: str, error: OSError) -> VirtagentError:
     if error.errno == errno.ECONNREFUSED:
         return NotThere(f"nobody listens on {path}: start the host end, or name another path with -p")
     return open_error(

@@ -28,8 +28,11 @@ from virtagent_protocol.errors import VirtagentError
 
 from .base import Report, Transport, open_error
 
-#: Default size of one read. A read returns at most one of the port's buffers anyway (a page or so).
+#: Default number of bytes to return at most.
 RECEIVE_SIZE = 64 * 1024
+#: A read(2) returns what one of the port's buffers holds, which is a page; less of it means that it was the last.
+#: A turn of the event loop for each page would be most of what it costs to receive a file.
+BUFFER_SIZE = 4096
 
 
 class VirtioPort(Transport):
@@ -89,19 +92,38 @@ class VirtioPortStream(trio.abc.Stream):
             raise ValueError("max_bytes must be at least 1")
         with self._receiving:
             self._check_open()
-            await trio.lowlevel.checkpoint()
-            while True:
-                try:
-                    data = os.read(self._fd, size)
-                except BlockingIOError:
-                    self._host_is(connected=True)
-                except OSError as error:
-                    raise self._broken(error) from error
-                else:
-                    if data:
-                        return data
-                    self._host_is(connected=False)
+            await trio.lowlevel.checkpoint_if_cancelled()
+            data = self._read(size)
+            if data:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            while not data:
                 await self._readable.wait()
+                data = self._read(size)
+            return data
+
+    def _read(self, size: int) -> bytes:
+        """Return what there is, at most *size* bytes; nothing if that is nothing."""
+        parts: list[bytes] = []
+        while size:
+            try:
+                part = os.read(self._fd, size)
+            except BlockingIOError:
+                self._host_is(connected=True)
+                break
+            except OSError as error:
+                if parts:
+                    break  # the next read tells it again
+                raise self._broken(error) from error
+            if not part:
+                # That the host has gone is told when all that it left has been taken.
+                if not parts:
+                    self._host_is(connected=False)
+                break
+            parts.append(part)
+            size -= len(part)
+            if len(part) < BUFFER_SIZE:
+                break
+        return b"".join(parts)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of *data*, waiting while the port is full or the host is absent.
@@ -115,7 +137,7 @@ class VirtioPortStream(trio.abc.Stream):
         """
         with self._sending:
             self._check_open()
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             with memoryview(data) as view:
                 sent = 0
                 while sent < len(view):
@@ -125,6 +147,8 @@ class VirtioPortStream(trio.abc.Stream):
                         await self._writable.wait()
                     except OSError as error:
                         raise self._broken(error) from error
+            # Behind what was written, not before: somebody waits for it.
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Return at once: the device cannot tell without being written to, and the contract allows it."""

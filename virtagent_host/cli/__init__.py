@@ -8,6 +8,10 @@ module          commands
 ==============  ===========================================================
 `service`       attach, launch, detach, list
 `guest`         status, wait, ping, capabilities, shutdown, viewfile, viewdmesg
+`freeze`        freeze, thaw
+`exec`          exec, shell, jobs, attach-job, kill
+`files`         cp, ls, stat, rm, mkdir
+`forward`       forward, connect
 `qmp`           qmp, events, monitor
 `doctor`        doctor
 `completion`    completion
@@ -29,7 +33,7 @@ import virtagent_protocol
 from virtagent_protocol.errors import EXIT_STATUS, VirtagentError
 
 from ..frontend.output import EXIT_HELP, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, PROGRAM, put_error
-from . import completion, doctor, guest, qmp, service
+from . import completion, doctor, exec, files, forward, freeze, guest, qmp, service
 from .common import Invocation, examples
 
 _STDOUT_FAILED = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -76,7 +80,17 @@ def app(invocation: Invocation, runtime_dir: str | None, verbose: int) -> None:
     invocation.verbose = verbose
 
 
-for command in (*service.COMMANDS, *guest.COMMANDS, *qmp.COMMANDS, *doctor.COMMANDS, *completion.COMMANDS):
+for command in (
+    *service.COMMANDS,
+    *guest.COMMANDS,
+    *exec.COMMANDS,
+    *files.COMMANDS,
+    *freeze.COMMANDS,
+    *forward.COMMANDS,
+    *qmp.COMMANDS,
+    *doctor.COMMANDS,
+    *completion.COMMANDS,
+):
     app.add_command(command)
 
 

@@ -39,7 +39,8 @@ def doctor(invocation: Invocation, name: str | None, qmp: Path | None) -> None:
     """Say what keeps a VM's calls from working, and what to do about it.
 
     Walks the way of a call: monitor, controller, chardev, port, the guest's run state, its driver, the opened
-    port, agent, session. What comes after the first that does not hold is not looked at. Nothing is changed.
+    port, agent, session, the guest's policy. What comes after the first that does not hold is not looked at.
+    Nothing is changed.
 
     The exit status is 0 if nothing fails, else that of the failure.
     """

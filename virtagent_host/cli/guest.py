@@ -12,7 +12,7 @@ from virtagent_protocol.errors import NotThere
 from ..commands import CALL_TIMEOUT, WAIT_TIMEOUT
 from ..commands import COMMANDS as TABLE
 from ..frontend.output import put, put_bytes, put_fields, put_json
-from .common import Invocation, examples, json_option, timeout_option, vm_argument
+from .common import Invocation, VmName, attached_names, examples, json_option, timeout_option, vm_argument
 
 #: Seconds between two looks for a va-host that is about to start.
 _LOOK_AGAIN = 0.1
@@ -91,16 +91,63 @@ def capabilities(invocation: Invocation, name: str | None, timeout: float) -> No
     _put_result(invocation, _call(invocation, name, "va_capabilities", timeout))
 
 
+def _name_and_mode(
+    ctx: click.Context, param: click.Parameter, words: tuple[str, ...]
+) -> tuple[str | None, str | None]:
+    """The last word is MODE if it is one; another word is NAME."""
+    mode = words[-1] if words and words[-1] in _MODES else None
+    names = words if mode is None else words[:-1]
+    if len(names) > 1:
+        raise click.UsageError(f"unexpected argument: {names[1]}", ctx)
+    return (VmName().convert(names[0], param, ctx) if names else None), mode
+
+
+def _complete_name_and_mode(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return [word for word in (*attached_names(ctx), *_MODES) if word.startswith(incomplete)]
+
+
 @click.command(
-    help=_help("va_shutdown", f"MODE is one of {', '.join(_MODES)}."),
-    epilog=examples("va-host shutdown demo powerdown"),
+    help=_help(
+        "va_shutdown",
+        f"MODE is one of {', '.join(_MODES)}. With a deadline it may be left out, and can only be powerdown.",
+    ),
+    epilog=examples("va-host shutdown demo powerdown", "va-host shutdown demo --deadline 90"),
 )
-@vm_argument(*_MODES)
-@click.argument("mode", type=click.Choice(_MODES), metavar="MODE")
+@click.argument(
+    "words",
+    nargs=-1,
+    metavar="[NAME] MODE",
+    callback=_name_and_mode,
+    shell_complete=_complete_name_and_mode,
+)
+@click.option(
+    "--deadline",
+    type=click.FloatRange(min=1),
+    metavar="SECONDS",
+    help="End the VM within this time: by the agent, else by ACPI, else QEMU is told to quit.",
+)
 @_call_timeout
+@json_option("with a deadline, one JSON object: by, seconds, steps")
 @click.pass_obj
-def shutdown(invocation: Invocation, name: str | None, mode: str, timeout: float) -> None:
-    _call(invocation, name, "va_shutdown", timeout, shutdown_mode=mode)
+def shutdown(
+    invocation: Invocation, words: tuple[str | None, str | None], deadline: float | None, timeout: float
+) -> None:
+    name, mode = words
+    if deadline is None:
+        if mode is None:
+            raise click.UsageError(f"say what to end in: {', '.join(_MODES)}")
+        _call(invocation, name, "va_shutdown", timeout, shutdown_mode=mode)
+        return
+    from ..frontend.client import GRACE
+
+    arguments = {"shutdown_mode": mode or "powerdown", "deadline": deadline}
+    with invocation.connect(name) as client:
+        result = client.execute("va_shutdown", arguments, timeout=deadline + GRACE)
+    if invocation.json:
+        put_json(result)
+        return
+    for step in result["steps"]:
+        put(f"{step['means']}: {step['result']} ({step['seconds']:.1f} s)")
 
 
 @click.command(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
 import click
 
+from virtagent_protocol.address import Address, AddressError, parse_address
 from virtagent_protocol.errors import VirtagentError
 from virtagent_protocol.limits import EXECUTE_MAX, SEND_MAX, Settings
 
@@ -22,6 +24,25 @@ DETACH_TIMEOUT = 10.0
 LIST_TIMEOUT = 2.0
 
 _UNIX = "unix:"
+#: The id of a service.
+_SERVICE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
+
+
+def _services(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> dict[str, Address]:
+    services: dict[str, Address] = {}
+    for word in words:
+        name, equals, address = word.partition("=")
+        if not equals or not _SERVICE.fullmatch(name):
+            raise click.BadParameter(
+                f"{word!r}: expected ID=ADDRESS, where ID is of letters, digits, '.', '_' and '-'"
+            )
+        if name in services:
+            raise click.BadParameter(f"service '{name}' is given twice")
+        try:
+            services[name] = parse_address(address)
+        except AddressError as error:
+            raise click.BadParameter(f"service '{name}': {error}") from None
+    return services
 
 
 def _link_options(command: Decorated) -> Decorated:
@@ -47,6 +68,15 @@ def _link_options(command: Decorated) -> Decorated:
             show_default=True,
             help="How many calls to the guest are in flight at a time; others wait.",
         ),
+        click.option(
+            "--service",
+            "services",
+            multiple=True,
+            callback=_services,
+            metavar="ID=ADDRESS",
+            help="Let programs in the guest connect to this address of the host (tcp:HOST:PORT or "
+            "unix:/PATH) as service ID; may be repeated. They reach no other.",
+        ),
     ):
         command = option(command)
     return command
@@ -56,6 +86,7 @@ def _link_options(command: Decorated) -> Decorated:
     epilog=examples(
         "va-host attach --qmp /run/vm/demo.sock --name demo",
         "va-host attach --channel unix:/run/vm/channel.sock --name demo",
+        "va-host attach --channel unix:/run/vm/qga.sock --agent qga --name demo",
     )
 )
 # Whether it may be used is for `open_qmp` to say, by kind and remedy, and not for click.
@@ -77,6 +108,20 @@ def _link_options(command: Decorated) -> Decorated:
     "The bridge is served meanwhile, in state no-port.",
 )
 @click.option(
+    "--agent",
+    type=click.Choice(["virtagent", "qga"]),
+    default="virtagent",
+    show_default=True,
+    help="qga: the guest runs QEMU's own guest agent (org.qemu.guest_agent.0) and no other. "
+    "What that agent can do works.",
+)
+@click.option(
+    "--qga",
+    metavar="SOCKET",
+    type=click.Path(path_type=Path, readable=False),
+    help="Also serve clients of QEMU's guest agent, on this unix socket.",
+)
+@click.option(
     "--name",
     type=VmName(),
     metavar="NAME",
@@ -89,10 +134,13 @@ def attach(
     qmp: Path | None,
     channel: str | None,
     retry: bool,
+    agent: str,
+    qga: Path | None,
     name: str | None,
     ports: str,
     send_max: int,
     execute_max: int,
+    services: dict[str, Address],
 ) -> None:
     """Attach to a running QEMU and serve its bridge.
 
@@ -107,9 +155,11 @@ def attach(
         raise click.UsageError("--retry goes with --qmp: a channel without QMP is waited for in any case")
     if channel is not None and ports == "two":
         raise click.UsageError("--ports two needs --qmp: a channel is one port")
+    if agent == "qga" and ports == "two":
+        raise click.UsageError("--ports two is for virtagent's agent: QEMU's has one port")
     channel_path = None if channel is None else Path(channel.removeprefix(_UNIX))
 
-    from ..options import AttachOptions, Ports
+    from ..options import Agent, AttachOptions, Ports
     from ..service.attach import attach_main
 
     attach_main(
@@ -119,8 +169,11 @@ def attach(
             qmp=qmp,
             channel=channel_path,
             retry=retry,
+            agent=Agent(agent),
+            qga=qga,
             ports=Ports(ports),
             settings=Settings(send_max=send_max, execute_max=execute_max),
+            services=services,
             verbose=invocation.verbose,
         )
     )
@@ -144,6 +197,7 @@ def launch(
     ports: str,
     send_max: int,
     execute_max: int,
+    services: dict[str, Address],
 ) -> None:
     """Start QEMU and attach.
 
@@ -161,6 +215,7 @@ def launch(
             argv=argv,
             ports=Ports(ports),
             settings=Settings(send_max=send_max, execute_max=execute_max),
+            services=services,
             verbose=invocation.verbose,
         )
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -265,6 +266,30 @@ def _session(facts: Facts) -> Finding:
     return _holds(f"{status['session']}, protocol {status['protocol']}")
 
 
+#: What an agent answers though a policy forbids all else (SPEC.md section 10).
+_ALWAYS = re.compile(r"va\.(hello|ping|capabilities)$|system\.")
+
+
+def _policy(facts: Facts) -> Finding:
+    answer = facts.capabilities
+    if answer is None:
+        return _unseen("only the agent can tell, and it was not asked or did not answer")
+    if "forbidden" not in answer:
+        return _holds("the guest has no policy: all calls are allowed")
+    forbidden = answer["forbidden"]
+    callable_ = [m for m in answer["methods"] if m not in forbidden and not _ALWAYS.match(m)]
+    if not callable_:
+        text = "the guest's policy forbids every call; it answers to ping alone"
+        return _fails(FailureKind.FORBIDDEN, text, *remedies.POLICY)
+    some = f": {', '.join(forbidden[:_NAMED])}{' …' if len(forbidden) > _NAMED else ''}" if forbidden else ""
+    share = f"{len(forbidden)} of {len(answer['methods'])} methods"
+    text = f"the guest has a policy; it forbids {share} altogether{some}"
+    return _holds(f"{text}. Of the others it may forbid calls, too")
+
+
+#: Forbidden methods that are named; a list of all is what `va-host capabilities` is for.
+_NAMED = 5
+
 #: The walk. To add a thing that may fail, add its check at its place.
 CHECKS: dict[str, Check] = {
     "monitor": _monitor,
@@ -276,6 +301,7 @@ CHECKS: dict[str, Check] = {
     "opened": _opened,
     "agent": _agent,
     "session": _session,
+    "policy": _policy,
 }
 
 

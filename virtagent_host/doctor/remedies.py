@@ -17,6 +17,10 @@ RESTART_AGENT = (
     f"{_GUEST} systemctl restart va-guest.service",
     f"{_GUEST} journalctl -u va-guest.service",
 )
+POLICY = (
+    f"{_GUEST} va-guest policy why va.getfile /etc/hostname",
+    f"{_GUEST} systemctl reload va-guest.service  # when the policy was changed",
+)
 VERSIONS = ("va-host --version", f"{_GUEST} va-guest --version")
 
 

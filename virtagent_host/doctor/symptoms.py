@@ -22,7 +22,8 @@ import trio
 
 from virtagent_protocol.errors import CallTimeout, NotReady, VirtagentError
 
-from ..frontend.client import CONNECT_TIMEOUT, VmClient
+from ..commands import CALL_TIMEOUT
+from ..frontend.client import CONNECT_TIMEOUT, GRACE, VmClient
 from ..frontend.output import PROGRAM
 from ..qemu.devices import CHARDEV_ID, CONTROLLER, PORT_NAME, device_property, devices, socket_path
 from ..qemu.errors import QemuError
@@ -120,6 +121,7 @@ class Facts:
         unreachable: why there was no answer, of the service or of QEMU. Little is known then: the status of a
             service without QEMU, and who has a monitor.
         status: what `va_status` says; None: no service was asked.
+        capabilities: what `va_capabilities` says; None: nobody was asked, or did not answer.
         service_pid: of the va-host that was asked.
         qemu: None where the service is attached without QMP.
         channel: the socket to which va-host connects.
@@ -133,6 +135,7 @@ class Facts:
     va_host: str = PROGRAM
     unreachable: VirtagentError | None = None
     status: dict[str, Any] | None = None
+    capabilities: dict[str, Any] | None = None
     service_pid: int | None = None
     qemu: Qemu | None = None
     channel: Path | None = None
@@ -152,9 +155,10 @@ def look_at_vm(runtime: RuntimeDir, name: str, va_host: str = PROGRAM) -> Facts:
     try:
         with VmClient.connect(runtime, name) as client:
             status = client.execute("va_status", timeout=CONNECT_TIMEOUT)
+            capabilities = _capabilities(client) if status["state"] == "ready" else None
     except VirtagentError as error:
         return replace(facts, unreachable=error)
-    facts = replace(facts, status=status, service_pid=_pid_in(paths.lock))
+    facts = replace(facts, status=status, capabilities=capabilities, service_pid=_pid_in(paths.lock))
     waits = NotReady(f"va-host '{name}' has no QEMU: {status['reason']}")
     if "channel" not in status:
         return replace(facts, unreachable=waits)
@@ -166,6 +170,14 @@ def look_at_vm(runtime: RuntimeDir, name: str, va_host: str = PROGRAM) -> Facts:
     except VirtagentError as error:
         return replace(facts, unreachable=error)
     return _with_channel(replace(facts, qemu=qemu), runtime, Path(status["channel"]))
+
+
+def _capabilities(client: VmClient) -> dict[str, Any] | None:
+    try:
+        answer: dict[str, Any] = client.execute("va_capabilities", timeout=CALL_TIMEOUT + GRACE)
+    except VirtagentError:
+        return None
+    return answer
 
 
 def look_at_qemu(runtime: RuntimeDir, monitor: Path, va_host: str = PROGRAM) -> Facts:

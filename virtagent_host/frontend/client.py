@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import socket
 import time
 from collections import deque
@@ -82,6 +83,8 @@ class VmClient:
         self._searched = 0
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
         self._last_id = 0
+        #: What goes with the next command.
+        self._handing: int | None = None
 
     @classmethod
     def connect(cls, runtime: RuntimeDir, name: str, *, timeout: float = CONNECT_TIMEOUT) -> VmClient:
@@ -148,6 +151,46 @@ class VmClient:
         except TimeoutError:
             raise CallTimeout(f"{command} was not answered within {timeout:g} s by '{self._name}'") from None
 
+    def send_fd(self, name: str, fd: int, *, timeout: float = CONNECT_TIMEOUT) -> None:
+        """Hand a file descriptor over, for a `va_*` command that takes it by this name.
+
+        It stays open here, and may be closed at once.
+
+        Args:
+            name: begins with ``va_``.
+            fd: the descriptor.
+            timeout: seconds.
+
+        Raises:
+            VirtagentError: as `execute`.
+        """
+        self._handing = fd
+        try:
+            self.execute("getfd", {"fdname": name}, timeout=timeout)
+        finally:
+            self._handing = None
+
+    def fileno(self) -> int:
+        """Return the connection's descriptor, for those who wait for events among other things."""
+        return self._sock.fileno()
+
+    def pending_events(self) -> list[dict[str, Any]]:
+        """Return the events that are there, without waiting for any.
+
+        Raises:
+            ConnectionEnded: va-host closed the connection.
+        """
+        while select.select([self._sock], [], [], 0)[0]:
+            message = self._receive(None)
+            if "event" in message:
+                self._events.append(message)
+        while b"\n" in self._buffer:
+            message = self._receive(None)
+            if "event" in message:
+                self._events.append(message)
+        events, self._events = list(self._events), deque(maxlen=_EVENTS_KEPT)
+        return events
+
     def events(self, *, timeout: float | None = None) -> Iterator[dict[str, Any]]:
         """Yield events, QEMU's and ``VA_*``, as they come: ``{"event", "data", "timestamp"}``.
 
@@ -184,6 +227,10 @@ class VmClient:
     def _send(self, data: bytes, deadline: float | None) -> None:
         self._set_timeout(deadline)
         try:
+            if self._handing is not None:
+                # With the first byte; what did not fit follows.
+                fds, self._handing = [self._handing], None
+                data = data[socket.send_fds(self._sock, [data], fds) :]
             self._sock.sendall(data)
         except (BrokenPipeError, ConnectionResetError):
             raise self._ended() from None

@@ -28,6 +28,8 @@ from .qmp import QmpConnection
 log = logging.getLogger(__name__)
 
 PORT_NAME = "org.qemu.virtagent"
+#: The port of QEMU's own guest agent.
+QGA_PORT_NAME = "org.qemu.guest_agent.0"
 CHARDEV_ID = "virtagent"
 CONTROLLER_ID = "virtagent-serial"
 
@@ -52,14 +54,16 @@ class PortSpec:
 
     Attributes:
         suffix: what its name, its ids and its socket have behind the common part.
+        fixed_name: its name in the guest, if that is another.
     """
 
     suffix: str = ""
+    fixed_name: str = ""
 
     @property
     def name(self) -> str:
         """The port's name in the guest."""
-        return PORT_NAME + self.suffix
+        return self.fixed_name or PORT_NAME + self.suffix
 
     @property
     def chardev(self) -> str:
@@ -80,6 +84,8 @@ class PortSpec:
 #: agent in the guest is there.
 ONE_PORT = (PortSpec(),)
 TWO_PORTS = (PortSpec("-server"), PortSpec("-client"))
+#: That of QEMU's guest agent, for a guest that has no other.
+QGA_PORT = (PortSpec("-qga", QGA_PORT_NAME),)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -21,6 +23,8 @@ from ..bridge.server import Bridge
 from ..commands import bind
 from ..options import AttachOptions, Ports
 from ..qemu.qmp import QmpConnection, open_qmp
+from ..qga.commands import GuestCommands
+from ..qga.socket import QgaSocket
 from ..runtime import VmPaths, lock
 from .keeper import SocketKeeper
 from .service import Service, open_service, serve_qemu, until_detached
@@ -47,16 +51,42 @@ async def attach(options: AttachOptions) -> None:
     options.runtime.create()
     paths = options.runtime.vm(options.name)
     with lock(paths):
-        vm = Vm(options.name, options.settings, two_links=options.ports is Ports.TWO)
-        if options.qmp is None:
-            assert options.channel is not None
-            keeper = SocketKeeper(vm.name, vm.link, options.channel)
-            await Service(vm, [keeper]).run(paths.bridge, _stop_on_signal)
-        elif options.retry:
-            await _serve_each_qemu(vm, options.qmp, paths)
-        else:
-            async with open_qmp(options.qmp) as qmp:
-                await serve_qemu(vm, qmp, paths.chardev, paths.bridge, _stop_on_signal)
+        vm = Vm(
+            options.name,
+            options.settings,
+            two_links=options.ports is Ports.TWO,
+            agent=options.agent,
+            services=options.services,
+        )
+        async with _qga_socket(vm, options.qga):
+            await _serve(vm, options, paths)
+
+
+async def _serve(vm: Vm, options: AttachOptions, paths: VmPaths) -> None:
+    if options.qmp is None:
+        assert options.channel is not None
+        keeper = SocketKeeper(vm.name, vm.link, options.channel)
+        await Service(vm, [keeper]).run(paths.bridge, _stop_on_signal)
+    elif options.retry:
+        await _serve_each_qemu(vm, options.qmp, paths)
+    else:
+        async with open_qmp(options.qmp) as qmp:
+            await serve_qemu(vm, qmp, paths.chardev, paths.bridge, _stop_on_signal)
+
+
+@asynccontextmanager
+async def _qga_socket(vm: Vm, path: Path | None) -> AsyncIterator[None]:
+    """Serve clients of QEMU's guest agent at *path* during the block.
+
+    Raises:
+        CannotServe, NotThere, Forbidden: see `private_listener`.
+    """
+    async with plain_nursery() as nursery:
+        if path is not None:
+            await nursery.start(QgaSocket(GuestCommands(vm)).serve, path)
+            log.info("%s: serving clients of QEMU's guest agent on %s", vm.name, path)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 async def _serve_each_qemu(vm: Vm, monitor: Path, paths: VmPaths) -> None:
@@ -66,7 +96,7 @@ async def _serve_each_qemu(vm: Vm, monitor: Path, paths: VmPaths) -> None:
         Forbidden: nothing that waiting mends.
         VirtagentError: the bridge cannot be served.
     """
-    bridge = Bridge(bind(vm), None)
+    bridge = Bridge(bind(vm), None, guest=GuestCommands(vm))
     vm.emit = bridge.broadcast
     async with plain_nursery() as nursery:
         await nursery.start(bridge.serve, paths.bridge)

@@ -14,12 +14,12 @@ from typing import Any
 import trio
 
 from virtagent_protocol.errors import LinkBroken, NotReady, NotThere, VirtagentError
-from virtagent_protocol.link import Link
 from virtagent_protocol.linkstate import LinkEvent
 from virtagent_protocol.nursery import leaves
 
 from ..qemu.devices import Channel, PortSpec, ensure_channel, find_channel, is_taken
 from ..qemu.qmp import QmpConnection
+from .guestlink import GuestLink
 
 log = logging.getLogger("virtagent.host")
 
@@ -63,7 +63,7 @@ class SocketKeeper:
         path: the socket.
     """
 
-    def __init__(self, name: str, link: Link, path: Path) -> None:
+    def __init__(self, name: str, link: GuestLink, path: Path) -> None:
         self.link = link
         self._name = name
         self._path = path
@@ -124,7 +124,9 @@ class PortKeeper(SocketKeeper):
         channel: where it was found.
     """
 
-    def __init__(self, name: str, link: Link, qmp: QmpConnection, spec: PortSpec, channel: Channel) -> None:
+    def __init__(
+        self, name: str, link: GuestLink, qmp: QmpConnection, spec: PortSpec, channel: Channel
+    ) -> None:
         super().__init__(name, link, channel.path)
         self._qmp = qmp
         self._spec = spec

@@ -54,7 +54,9 @@ async def launch(options: LaunchOptions) -> None:
     """Start QEMU and serve it until it ends; see `launch_main`."""
     options.runtime.create()
     paths = options.runtime.vm(options.name)
-    vm = Vm(options.name, options.settings, two_links=options.ports is Ports.TWO)
+    vm = Vm(
+        options.name, options.settings, two_links=options.ports is Ports.TWO, services=options.services
+    )
     served = False
 
     # From before QEMU starts: a signal that comes meanwhile is acted on when there is something to shut down.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ from virtagent_protocol.nursery import plain_nursery
 from ..bridge.server import Bridge
 from ..commands import bind
 from ..qemu.qmp import Event, QmpConnection
+from ..qga.commands import GuestCommands
 from .keeper import PortKeeper, SocketKeeper, claim_channel
+from .lease import renew_leases
+from .shutdown import end_vm
 from .vm import Vm
 
 log = logging.getLogger("virtagent.host")
@@ -98,6 +102,7 @@ class Service:
         self._qmp = qmp
         self._ending: str | None = None
         vm.facts = self._facts
+        vm.end = None if qmp is None else partial(end_vm, vm, qmp)
 
     def _facts(self) -> dict[str, object]:
         facts: dict[str, object] = dict(self._keepers[0].facts())
@@ -111,7 +116,7 @@ class Service:
         Raises:
             VirtagentError: the bridge cannot be served, or QEMU broke off without saying that it ends.
         """
-        bridge = Bridge(bind(self._vm), self._qmp)
+        bridge = Bridge(bind(self._vm), self._qmp, guest=GuestCommands(self._vm))
         self._vm.emit = bridge.broadcast
         async with plain_nursery() as nursery:
             await nursery.start(bridge.serve, bridge_path)
@@ -132,6 +137,7 @@ class Service:
         async with plain_nursery() as nursery:
             for keeper in self._keepers:
                 nursery.start_soon(keeper.keep)
+            nursery.start_soon(renew_leases, self._vm.name, self._vm.link)
             if self._qmp is not None:
                 # After the bridge's own subscription: clients see QEMU's STOP, then what we make of it.
                 unsubscribe = self._qmp.subscribe(self._on_qemu_event)

@@ -5,24 +5,32 @@ It knows nothing of sockets, QEMU or clients: the service feeds it, the bridge c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timezone
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import trio
 
 from virtagent_protocol import __version__
-from virtagent_protocol.errors import FaultCode, RemoteFault
+from virtagent_protocol.address import Address
+from virtagent_protocol.errors import FaultCode, NotThere, RemoteFault
 from virtagent_protocol.limits import Settings
 from virtagent_protocol.link import Link
 from virtagent_protocol.linkstate import LinkEvent, Status
 from virtagent_protocol.machine import boot_id
 from virtagent_protocol.registry import Registry
 from virtagent_protocol.session import Role, Session
+from virtagent_protocol.stream import LinkStream
 from virtagent_protocol.values import Value, as_struct, member
 
-from ..qemu.devices import ONE_PORT, TWO_PORTS, PortSpec
+from ..forward.services import Services
+from ..forward.table import Forwards
+from ..options import Agent
+from ..qemu.devices import ONE_PORT, QGA_PORT, TWO_PORTS, PortSpec
+from ..qga.link import QgaLink
+from .guestlink import GuestLink
 
 #: Emits an event to the bridge's clients: its name and its data.
 Emit = Callable[[str, dict[str, object]], None]
@@ -39,33 +47,59 @@ class Vm:
         name: as the user calls it.
         settings: the adjustable limits of each link.
         two_links: whether the guest's calls have a link of their own.
+        agent: what runs in the guest.
+        services: what programs in the guest may connect to, by name.
 
     Attributes:
+        forwards: the forwarded connections.
         link: the link to the guest's agent, over which our calls go; kept by the service.
         guest_link: a second one, for the guest's calls alone (`--ports two`), or None.
         emit: where VA_* events go; set by the service.
         detached: set when the service is to end.
+        end: shuts the VM down by all means, as `shut_down` says; set by the service if it has a QEMU.
         facts: returns what the service wants `va_status` to tell besides: socket paths, ids.
     """
 
-    def __init__(self, name: str, settings: Settings, *, two_links: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        *,
+        two_links: bool = False,
+        agent: Agent = Agent.VIRTAGENT,
+        services: Mapping[str, Address] = MappingProxyType({}),
+    ) -> None:
         self.name = name
+        self.forwards = Forwards(self)
         self.emit: Emit = _nobody
         self.detached = trio.Event()
+        self.end: Callable[[float], Awaitable[dict[str, Any]]] | None = None
         self.facts: Callable[[], dict[str, object]] = dict
         make_link = partial(Link, Role.HOST, f"va-host {__version__}", boot_id=boot_id(), settings=settings)
-        self.link = make_link(Registry(), on_status=self._on_status, on_session=self._on_session)
-        self.guest_link = make_link(Registry()) if two_links else None
+        self._agent = agent
+        for_guest = Registry()
+        for_guest.include(self.forwards.methods())
+        for_guest.include(Services(services).methods())
+        self.link: GuestLink = (
+            QgaLink(on_status=self._on_status, on_session=self._on_session)
+            if agent is Agent.QGA
+            else make_link(
+                Registry() if two_links else for_guest, on_status=self._on_status, on_session=self._on_session
+            )
+        )
+        self.guest_link = make_link(for_guest) if two_links else None
         #: What the guest offers, of the last va.capabilities; None if not asked in this session.
         self._methods: frozenset[str] | None = None
 
     @property
     def ports(self) -> tuple[PortSpec, ...]:
         """The ports that the links run over, in the same order."""
+        if self._agent is Agent.QGA:
+            return QGA_PORT
         return ONE_PORT if self.guest_link is None else TWO_PORTS
 
     @property
-    def links(self) -> list[Link]:
+    def links(self) -> list[GuestLink]:
         """All links, that for our calls first."""
         return [self.link] if self.guest_link is None else [self.link, self.guest_link]
 
@@ -93,7 +127,8 @@ class Vm:
         if self._methods is None:
             await self.renegotiate()
         assert self._methods is not None
-        if method not in self._methods:
+        # QEMU's agent is asked all the same: that link knows what it lacks, and says so.
+        if method not in self._methods and self._agent is Agent.VIRTAGENT:
             session = self.link.session
             agent = session.peer.agent if session else "the guest's agent"
             raise RemoteFault(
@@ -101,6 +136,14 @@ class Vm:
                 f"{agent} has no method '{method}'; va_capabilities lists what it has",
             )
         return await self.link.call(method, *params)
+
+    def open_stream(self) -> LinkStream:
+        """Return a new stream of the link over which our calls go.
+
+        Raises:
+            VirtagentError: see `Link.open_stream`.
+        """
+        return self.link.open_stream()
 
     async def renegotiate(self) -> Value:
         """Call the guest's `va.capabilities`, keep its list of methods for this session, and return it."""
@@ -126,6 +169,20 @@ class Vm:
             **({} if self.guest_link is None else {"guest-link": _status(self.guest_link.status)}),
             "figures": self.link.figures(),
         }
+
+    async def shut_down(self, deadline: float) -> dict[str, Any]:
+        """Shut the VM down by the gentlest means that works, and return which did, and when.
+
+        Raises:
+            NotThere: the service has no QEMU, so it could do no more than ask the agent.
+            CallTimeout: QEMU still runs after *deadline* seconds.
+        """
+        if self.end is None:
+            raise NotThere(
+                "va-host is attached without QMP: it can neither press the power button (ACPI) nor end QEMU. "
+                "Attach with --qmp, or leave the deadline out and shut down by the agent alone"
+            )
+        return await self.end(deadline)
 
     async def detach(self) -> None:
         """Let the service end."""

@@ -15,10 +15,13 @@ def decode(text: str) -> bytes:
     """Return the bytes.
 
     Raises:
-        QgaError: it is not base64, or is cut short.
+        QgaError: it is not base64, is cut short, or goes on behind its padding.
     """
     if _INVALID.search(text):
         raise QgaError("Base64 data contains invalid characters")
+    if "=" in text.rstrip("=\n"):
+        # Python would leave out the rest.
+        raise QgaError("Base64 data goes on behind its padding: send the pieces one by one, or encode the whole")
     try:
         return base64.b64decode(text)
     except binascii.Error as error:

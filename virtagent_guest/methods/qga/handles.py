@@ -16,7 +16,6 @@ The rules:
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import threading
@@ -186,8 +185,7 @@ class Handles:
         try:
             return await in_thread(self.find(handle).run, operation, limiter=_threads)
         except OSError as error:
-            hint = " (no data, or no room, at present)" if error.errno == errno.EAGAIN else ""
-            raise QgaError(f"failed to {what}: {reason(error)}{hint}") from error
+            raise QgaError(f"failed to {what}: {reason(error)}") from error
 
     async def close(self, handle: int) -> None:
         """Close a file.

@@ -31,7 +31,8 @@ _UNIT_EXISTS = range(1, 4)
 async def shutdown(mode: str = "powerdown") -> None:
     """Shut the guest down: mode is "powerdown", "halt" or "reboot". That it ends well is not promised."""
     if mode not in _SHUTDOWN:
-        raise QgaError("mode is invalid (valid values are: halt|powerdown|reboot)")
+        # qemu-ga's words: it never closes that bracket.
+        raise QgaError("mode is invalid (valid values are: halt|powerdown|reboot")
     program, option = _SHUTDOWN[mode]
     command = [program] if os.access(program, os.X_OK) else [SHUTDOWN, "-h", option, "+0", MESSAGE]
     await run_program(command, "shutdown")

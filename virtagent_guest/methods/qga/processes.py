@@ -16,6 +16,7 @@ The rules:
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import selectors
@@ -36,6 +37,9 @@ FINISHED_MAX = 64
 
 #: As login shells have it.
 UMASK = 0o022
+
+#: Runs what the kernel can not.
+SHELL = "/bin/sh"
 
 _PIECE = 64 * KIB
 
@@ -191,20 +195,35 @@ class Processes:
 
 def _start(program: Program, out: bool, err: bool, merged: bool) -> subprocess.Popen[bytes]:
     path = program.command[0]
+    executable = _executable(path, program.environment)
     try:
-        return subprocess.Popen(
-            program.command,
-            bufsize=0,
-            executable=_executable(path, program.environment),
-            env=None if program.environment is None else _variables(program.environment),
-            stdin=subprocess.DEVNULL if program.given is None else subprocess.PIPE,
-            stdout=subprocess.PIPE if out else subprocess.DEVNULL,
-            stderr=_stderr(err, merged),
-            umask=UMASK,
-        )
+        try:
+            return _popen(program, executable, program.command, out, err, merged)
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:
+                raise
+        # A script without "#!" is the shell's, as for execvp(3).
+        return _popen(program, SHELL, [SHELL, executable, *program.command[1:]], out, err, merged)
     except OSError as error:
         # The words are those of GLib, which qemu-ga uses for this.
         raise QgaError(f"Failed to execute child process “{path}” ({reason(error)})") from error
+
+
+def _popen(
+    program: Program, executable: str, command: list[str], out: bool, err: bool, merged: bool
+) -> subprocess.Popen[bytes]:
+    if not executable:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return subprocess.Popen(
+        command,
+        bufsize=0,
+        executable=executable,
+        env=None if program.environment is None else _variables(program.environment),
+        stdin=subprocess.DEVNULL if program.given is None else subprocess.PIPE,
+        stdout=subprocess.PIPE if out else subprocess.DEVNULL,
+        stderr=_stderr(err, merged),
+        umask=UMASK,
+    )
 
 
 def _unprotect(pid: int) -> None:
