@@ -6,6 +6,7 @@ status is 0 only if each of them did what it should.
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -27,6 +28,8 @@ VA_HOST = str(Path(sys.executable).with_name("va-host"))
 READY_TIMEOUT = 60
 #: Seconds for a guest with systemd to power down under TCG.
 POWERDOWN_TIMEOUT = 90
+#: Bytes copied in and out.
+COPY_SIZE = 16 << 20
 #: Lines shown of a long output.
 LINES = 8
 
@@ -56,8 +59,16 @@ class Demo:
         print(f"$ va-host {shlex.join(arguments)}", flush=True)
         return [VA_HOST, "--runtime-dir", str(self._runtime), *arguments]
 
-    async def run(self, title: str, *arguments: str, expect: Callable[[str], bool] = bool) -> None:
-        """Run one va-host command, show what it printed, and check it.
+    async def run(
+        self, title: str, *arguments: str, expect: Callable[[str], bool] = bool, clock: bool = False
+    ) -> None:
+        """Run one va-host command, show what it prints as it comes, and check it.
+
+        Args:
+            title: what the step is for.
+            arguments: of va-host.
+            expect: whether this output is what the step is for.
+            clock: show when each line came.
 
         Raises:
             DemoFailed: its exit status is not 0, or its output is not what the step is for.
@@ -65,21 +76,27 @@ class Demo:
         self.title(title)
         command = self.command(*arguments)
         start = time.monotonic()
-        result = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
-        elapsed = time.monotonic() - start
-        output = result.stdout.decode(errors="replace")
-        lines = output.splitlines()
-        for line in lines[:LINES]:
-            print(f"   {line}")
-        if len(lines) > LINES:
-            print(f"   … {len(lines) - LINES} lines more")
-        self.took(elapsed)
-        if result.returncode != 0:
-            raise DemoFailed(
-                f"{arguments[0]} ended with status {result.returncode}: {result.stderr.decode()}"
-            )
-        if not expect(output):
-            raise DemoFailed(f"{arguments[0]} printed something else than it should: {output!r}")
+        output = b""
+        shown = 0
+        process = await trio.lowlevel.open_process(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert process.stdout is not None
+        async for data in process.stdout:
+            output += data
+            for line in output.decode(errors="replace").splitlines()[shown:LINES]:
+                at = f"{time.monotonic() - start:5.2f} s  " if clock else ""
+                print(f"   {at}{line}", flush=True)
+                shown += 1
+        status = await process.wait()
+        text = output.decode(errors="replace")
+        if (rest := len(text.splitlines()) - shown) > 0:
+            print(f"   … {rest} lines more")
+        self.took(time.monotonic() - start)
+        if status != 0:
+            raise DemoFailed(f"{arguments[0]} ended with status {status}: {text}")
+        if not expect(text):
+            raise DemoFailed(f"{arguments[0]} printed something else than it should: {text!r}")
 
 
 async def demo(directory: Path) -> None:
@@ -96,7 +113,7 @@ async def demo(directory: Path) -> None:
         command = demo.command("attach", "--qmp", str(vm.qmp_path), "--name", "demo")
         attach = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL)
         try:
-            await _use(demo, vm)
+            await _use(demo, vm, directory)
             with trio.fail_after(POWERDOWN_TIMEOUT):
                 status = await attach.wait()
             if status != 0:
@@ -107,7 +124,7 @@ async def demo(directory: Path) -> None:
                 await attach.wait()
 
 
-async def _use(demo: Demo, vm: Vm) -> None:
+async def _use(demo: Demo, vm: Vm, directory: Path) -> None:
     await demo.run(
         "The guest's udev starts va-guest.service, whose hello makes the link ready",
         *("wait", "demo", "--until", "ready", "--timeout", str(READY_TIMEOUT)),
@@ -118,6 +135,14 @@ async def _use(demo: Demo, vm: Vm) -> None:
     await demo.run(
         "A file of the guest", "viewfile", "demo", "/proc/meminfo", expect=lambda out: "MemTotal" in out
     )
+    count = "for i in 1 2 3; do echo $i from $(hostname); sleep 0.5; done"
+    await demo.run(
+        "A command in the guest; its output comes as it is written",
+        *("exec", "demo", "--", "sh", "-c", count),
+        expect=lambda out: "3 from" in out,
+        clock=True,
+    )
+    await _copy(demo, directory)
     await demo.run("The guest kernel's log", "viewdmesg", "demo", expect=lambda out: "[" in out)
     await demo.run("Shut the guest down", "shutdown", "demo", "powerdown", expect=lambda out: True)
 
@@ -127,6 +152,19 @@ async def _use(demo: Demo, vm: Vm) -> None:
     demo.took(time.monotonic() - start)
     if status != 0:
         raise DemoFailed(f"QEMU ended with status {status}")
+
+
+async def _copy(demo: Demo, directory: Path) -> None:
+    there, back = directory / "there", directory / "back"
+    there.write_bytes(os.urandom(COPY_SIZE))
+    await demo.run(
+        f"A file of {COPY_SIZE >> 20} MiB into the guest, over the same port",
+        *("cp", "--json", str(there), "demo:/var/tmp/demo"),
+    )
+    await demo.run("And back again", "cp", "--json", "demo:/var/tmp/demo", str(back))
+    if back.read_bytes() != there.read_bytes():
+        raise DemoFailed("the file that came back is not the one that was sent")
+    print("   it is the same, byte by byte")
 
 
 def main() -> int:
