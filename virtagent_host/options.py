@@ -31,6 +31,14 @@ class Agent(Enum):
     QGA = "qga"
 
 
+class SetClock(Enum):
+    """Whether the guest's clock is set to the host's."""
+
+    NEVER = "never"
+    #: When it runs again after a pause, sleep, restore or migration and its clock is wrong then.
+    AFTER_RESTORE = "after-restore"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServiceOptions:
     """What `attach` and `launch` have in common.
@@ -41,6 +49,7 @@ class ServiceOptions:
         ports: one port for both directions, or one for each.
         settings: the adjustable limits of the link.
         services: what programs in the guest may connect to, by name.
+        set_clock: whether the guest's clock is set.
         verbose: how often ``-v`` was given.
     """
 
@@ -49,6 +58,7 @@ class ServiceOptions:
     ports: Ports = Ports.ONE
     settings: Settings = field(default_factory=Settings)
     services: Mapping[str, Address] = field(default_factory=dict)
+    set_clock: SetClock = SetClock.AFTER_RESTORE
     verbose: int = 0
 
 

@@ -148,7 +148,7 @@ def set_up(program: str, *, verbose: bool) -> None:
         program: the process's name, for people.
         verbose: whether to log debug messages.
     """
-    # No line shows where it was logged, by which thread and process. Looking it up is half the cost of a line.
+    # No line shows where it was logged, nor by which thread and process: looking that up is half its cost.
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = HoldingHandler(sys.stderr)

@@ -23,6 +23,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from .limits import BODY_MAX, CREDIT_MAX, HEADER_MAX, LINE_MAX, STREAM_BODY_MAX
 from .messages import (
@@ -164,6 +165,13 @@ _STREAM_LINE = re.compile(rb"(PUT|POST|DELETE) /streams/([1-9][0-9]{0,9}|(?<=POS
 _HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[!-~](?:[ -~\t]*[!-~])?)?)[ \t]*")
 
 
+_PLAIN_RPC = re.compile(
+    rb"(POST /RPC2 HTTP/1\.1|HTTP/1\.1 200 OK)\r\nContent-Type: text/xml\r\n"
+    rb"X-Virtagent-Client-Tag: (%b)\r\nX-Virtagent-Session: (%b)\r\nContent-Length: (%b)"
+    % (TAG.pattern, SESSION.pattern, _SYNTAX[_LENGTH].pattern)
+)
+
+
 class MessageReader:
     """Turns the bytes of one direction of a transport into events.
 
@@ -275,11 +283,13 @@ class MessageReader:
             self._at = cut  # the quick way for what a garbled stream is full of: no line can be too long
             raise _Illegal(DropCause.CUT_SHORT)
         stop = cut if cut >= 0 else end if end >= 0 else min(len(buffer), limit)
-        lines = bytes(memoryview(buffer)[start:stop]).split(b"\r\n")
-        # The last line may yet lack the LF of its CRLF. Length comes before all else, so that what a
-        # message is dropped for does not depend on where the pieces end.
-        if max(map(len, lines)) > LINE_MAX and (end >= 0 or lines[-1][LINE_MAX:] != b"\r"):
-            raise _Illegal(DropCause.HEADER_TOO_LONG)
+        block = bytes(memoryview(buffer)[start:stop])
+        if len(block) > LINE_MAX:
+            lines = block.split(b"\r\n")
+            # The last line may yet lack the LF of its CRLF. Length comes before all else, so that what a
+            # message is dropped for does not depend on where the pieces end.
+            if max(map(len, lines)) > LINE_MAX and (end >= 0 or lines[-1][LINE_MAX:] != b"\r"):
+                raise _Illegal(DropCause.HEADER_TOO_LONG)
         if cut >= 0:
             self._at = cut
             raise _Illegal(DropCause.CUT_SHORT)
@@ -288,7 +298,7 @@ class MessageReader:
                 raise _Illegal(DropCause.HEADER_TOO_LONG)
             return None
         self._at = end + 4
-        return _parse_head(lines)
+        return _plain_head(block) or _parse_head(block)
 
     def _read_body(self, head: _Head) -> Message | None:
         end = self._at + head.length
@@ -319,7 +329,20 @@ class MessageReader:
             raise _Illegal(DropCause.CRC)
 
 
-def _parse_head(lines: list[bytes]) -> _Head:
+def _plain_head(block: bytes) -> _Head | None:
+    """Read the head of a request or response as `messages.encode` writes it, which nearly all are, in a tenth
+    of the time that `_parse_head` takes; None: it is another."""
+    match = _PLAIN_RPC.fullmatch(block)
+    if match is None or int(match[4]) > BODY_MAX:
+        return None
+    headers = {_TAG: match[2], _SESSION: match[3], _LENGTH: match[4]}
+    return _Head(_RPC_FORMS[match[1]].build, [], 0, headers, int(match[4]))
+
+
+# All full chunks of a stream have the same head, and most of them follow one another.
+@lru_cache(maxsize=16)
+def _parse_head(block: bytes) -> _Head:
+    lines = block.split(b"\r\n")
     stream = 0
     form = _RPC_FORMS.get(lines[0])
     if form is None:

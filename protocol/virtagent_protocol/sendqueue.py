@@ -36,6 +36,9 @@ class Lane(IntEnum):
 WAIT_MAX = TURNS + len(Lane) - 1
 
 
+_ALL_LANES = tuple(Lane)
+
+
 class SendQueue(Generic[T]):
     """The items that wait to be sent, in the order of the rules above."""
 
@@ -52,7 +55,7 @@ class SendQueue(Generic[T]):
 
     def pop(self) -> T | None:
         """Take the next item; None if nothing waits."""
-        waiting = [lane for lane in Lane if self._lanes[lane]]
+        waiting = [lane for lane in _ALL_LANES if self._lanes[lane]]
         if not waiting:
             return None
         due = [lane for lane in waiting if self._passed_over[lane] >= TURNS]

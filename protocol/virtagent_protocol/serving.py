@@ -169,12 +169,12 @@ class ServerJobs:
             self._nursery.start_soon(self._execute, job, name=f"{job.method.name} {job.tag}")
 
     def _answer(self, job: ServerJob) -> None:
-        """Run an inline handler here and now: it waits for nothing, and a task costs more than a ping does."""
+        """Run an inline handler here and now: it waits for nothing, and a task costs more than a ping."""
         handling = self._run_handler(job)
         with suppress(StopIteration):
             handling.send(None)
             # Still there, so it waits for something. It is told so, and becomes a fault.
-            handling.throw(LocalProtocolError(f"the handler of {job.method.name} is inline, and must not wait"))
+            handling.throw(LocalProtocolError(f"{job.method.name} is inline, so its handler must not wait"))
 
     async def _execute(self, job: ServerJob) -> None:
         try:

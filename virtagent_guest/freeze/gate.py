@@ -19,6 +19,7 @@ SAFE = frozenset(
         *("va.ping", "va.hello", "va.capabilities", "va.getfile", "va.getdmesg"),
         *("va.read_tree", "va.list", "va.stat"),
         *("va.freeze", "va.renew_freeze", "va.thaw", "va.freeze_status"),
+        "va.reseed",
         *("va.jobs", "va.job_attach", "va.job_signal", "va.job_resize", "va.job_forget"),
     }
 )

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from virtagent_protocol.registry import Registry
 
-from . import directories, dmesg, exec, files, forward, freeze, power, qga, trees
+from . import directories, dmesg, entropy, exec, files, forward, freeze, power, qga, trees
 
 
 def all_methods() -> Registry:
     """Return a new registry with every method of the agent."""
     methods = Registry()
-    for topic in (power, files, trees, directories, dmesg, exec, freeze, qga, forward):
+    for topic in (power, files, trees, directories, dmesg, exec, freeze, qga, forward, entropy):
         methods.include(topic.registry)
     return methods

@@ -30,8 +30,8 @@ from .base import Report, Transport, open_error
 
 #: Default number of bytes to return at most.
 RECEIVE_SIZE = 64 * 1024
-#: A read(2) returns what one of the port's buffers holds, which is a page; less of it means that it was the last.
-#: A turn of the event loop for each page would be most of what it costs to receive a file.
+#: A read(2) returns what one of the port's buffers holds, which is a page; less of it means that it was the
+#: last. A turn of the event loop for each page would be most of what it costs to receive a file.
 BUFFER_SIZE = 4096
 
 

@@ -77,6 +77,15 @@ def _link_options(command: Decorated) -> Decorated:
             help="Let programs in the guest connect to this address of the host (tcp:HOST:PORT or "
             "unix:/PATH) as service ID; may be repeated. They reach no other.",
         ),
+        click.option(
+            "--set-clock",
+            type=click.Choice(["never", "after-restore"]),
+            default="after-restore",
+            show_default=True,
+            help="Whether to set the guest's clock to the host's when the guest runs again after a pause, "
+            "sleep, restore or migration and its clock is wrong. The guest's policy may refuse "
+            "(guest-set-time).",
+        ),
     ):
         command = option(command)
     return command
@@ -141,6 +150,7 @@ def attach(
     send_max: int,
     execute_max: int,
     services: dict[str, Address],
+    set_clock: str,
 ) -> None:
     """Attach to a running QEMU and serve its bridge.
 
@@ -159,7 +169,7 @@ def attach(
         raise click.UsageError("--ports two is for virtagent's agent: QEMU's has one port")
     channel_path = None if channel is None else Path(channel.removeprefix(_UNIX))
 
-    from ..options import Agent, AttachOptions, Ports
+    from ..options import Agent, AttachOptions, Ports, SetClock
     from ..service.attach import attach_main
 
     attach_main(
@@ -174,6 +184,7 @@ def attach(
             ports=Ports(ports),
             settings=Settings(send_max=send_max, execute_max=execute_max),
             services=services,
+            set_clock=SetClock(set_clock),
             verbose=invocation.verbose,
         )
     )
@@ -198,6 +209,7 @@ def launch(
     send_max: int,
     execute_max: int,
     services: dict[str, Address],
+    set_clock: str,
 ) -> None:
     """Start QEMU and attach.
 
@@ -205,7 +217,7 @@ def launch(
 
     SIGTERM shuts the guest down: by its agent, else by ACPI, else by ending QEMU.
     """
-    from ..options import LaunchOptions, Ports
+    from ..options import LaunchOptions, Ports, SetClock
     from ..service.launch import launch_main
 
     launch_main(
@@ -216,6 +228,7 @@ def launch(
             ports=Ports(ports),
             settings=Settings(send_max=send_max, execute_max=execute_max),
             services=services,
+            set_clock=SetClock(set_clock),
             verbose=invocation.verbose,
         )
     )

@@ -81,6 +81,9 @@ class Conversation:
                 answer = None if isinstance(event, JsonProblem) else parse_answer(event.value)
                 if answer is None:
                     self._counters.drops["garbage"] += 1
+                    if self._wanted and isinstance(event, JsonProblem) and "limit exceeded" in event.desc:
+                        # It was the answer, and nobody else will send one.
+                        self.lose(f"the answer of the guest's agent was too long: {event.desc}")
                 else:
                     self._take(answer)
             await trio.lowlevel.checkpoint()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
@@ -35,9 +35,12 @@ from virtagent_protocol.session import Hello, Role, Session
 from virtagent_protocol.stream import LinkStream
 from virtagent_protocol.values import Struct, Value, as_struct, member
 
+from . import processes, transfers
 from .commands import METHOD_PREFIX, command_of, method_of
 from .conversation import SYNC_AGAIN, Conversation
-from .methods import METHODS
+from .methods import METHODS as PLAIN_METHODS
+from .methods import Handler
+from .pipes import Pipes
 from .socket import UNANSWERED
 
 _log = logging.getLogger("virtagent.qga")
@@ -50,6 +53,13 @@ IDLE, PATIENCE = 15.0, 10.0
 COMMANDS_MAX = 1000
 #: Characters of the agent's version.
 _VERSION_MAX = 100
+
+#: Method → its function, and the commands without which it is not there.
+METHODS: dict[str, tuple[Handler, frozenset[str]]] = {
+    **PLAIN_METHODS,
+    **processes.METHODS,
+    **transfers.METHODS,
+}
 
 _TALKING = (LinkState.READY, LinkState.FROZEN)
 _FREEZE_STATUS = "guest-fsfreeze-status"
@@ -84,6 +94,9 @@ class QgaLink:
         self._machine = LinkStateMachine(time.time())
         self._status_changed = trio.Event()
         self._conversation: Conversation | None = None
+        self._nursery: trio.Nursery | None = None
+        self._pipes = Pipes()
+        self._jobs: dict[int, processes.Job] = {}
         self._info: _Info | None = None
         self._session: Session | None = None
         self._last_session: Session | None = None
@@ -144,12 +157,14 @@ class QgaLink:
         return result
 
     def open_stream(self) -> LinkStream:
-        """Refuse: there are no streams.
+        """Return our end of a new stream, whose other end is here, too (`pipes`).
 
         Raises:
-            RemoteFault: always.
+            NotReady: nobody has answered yet, or there are too many.
         """
-        raise self._cannot("streams")
+        if self._info is None:
+            raise NotReady(f"{self.status.state.value}: {self.status.reason}")
+        return self._pipes.open()
 
     def hint(self, event: LinkEvent, reason: str) -> None:
         """Tell what is known of the port from elsewhere: QEMU's events, a hang-up."""
@@ -181,6 +196,7 @@ class QgaLink:
         reason = "the link was closed"
         try:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 nursery.start_soon(self._tend, self._conversation)
                 try:
                     await self._conversation.read()
@@ -191,7 +207,7 @@ class QgaLink:
                 nursery.cancel_scope.cancel()
         finally:
             self._conversation.end(reason)
-            self._conversation = None
+            self._conversation = self._nursery = None
             self._end_session()
             self._apply(LinkEvent.LOST, reason)
         raise LinkBroken(reason)
@@ -272,7 +288,9 @@ class QgaLink:
             handler, needed = METHODS[method]
             if missing := needed - info.commands:
                 raise self._cannot(f"'{method}', which needs {', '.join(sorted(missing))}")
-            return await handler(conversation, *params)
+            assert self._nursery is not None
+            agent = _Agent(conversation, self._pipes, self._nursery, self._jobs, self._cannot)
+            return await handler(agent, *params)
         if not method.startswith(METHOD_PREFIX):
             raise self._cannot(f"'{method}'")
         name = command_of(method)
@@ -297,6 +315,7 @@ class QgaLink:
     def _end_session(self) -> None:
         if self._session is not None:
             self.counters.resets += 1
+        self._pipes.end("the session with the guest's agent has ended")
         self._session = self._info = None
 
     def _apply(self, event: LinkEvent, reason: str) -> None:
@@ -307,6 +326,35 @@ class QgaLink:
             self._status_changed.set()
             self._status_changed = trio.Event()
             self._on_status(self.status)
+
+
+class _Agent:
+    """What methods have of the link: see `methods.Agent`."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        pipes: Pipes,
+        nursery: trio.Nursery,
+        jobs: dict[int, processes.Job],
+        cannot: Callable[[str], RemoteFault],
+    ) -> None:
+        self.execute = conversation.execute
+        self.execute_unanswered = conversation.execute_unanswered
+        self.accept = pipes.accept
+        self.jobs = jobs
+        self.cannot = cannot
+        self._nursery = nursery
+
+    def spawn(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
+        self._nursery.start_soon(_attended, function, args)
+
+
+async def _attended(function: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:
+    try:
+        await function(*args)
+    except (VirtagentError, QgaError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        _log.debug("ended early: %s", error)
 
 
 def _read_info(value: object) -> _Info:

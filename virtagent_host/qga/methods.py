@@ -2,14 +2,15 @@
 
 The rules:
 
-1. A method is there if the agent has all the commands it needs. What has none of them (streams, events) is
+1. A method is there if the agent has all the commands it needs. What has none of them (events, terminals) is
    not in the table, and its callers are told what runs in the guest.
 2. What a method returns, and the faults it answers with, are those of virtagent's agent, as far as qemu-ga
    tells enough.
 3. What the agent answers is untrusted: its shape is checked.
 4. Handles in the guest are closed whatever happens, and for that nobody waits long.
 
-To add one: a function, and its line in `METHODS`.
+To add one: a function, and its line in `METHODS`. Those with streams have modules and tables of their own:
+`processes`, `transfers`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import trio
 
 from virtagent_protocol.errors import FaultCode, RemoteFault, RemoteProtocolError, SessionReset
 from virtagent_protocol.qga.messages import QgaError
+from virtagent_protocol.stream import LinkStream
 from virtagent_protocol.values import Value, as_struct, member
 
 #: Bytes of a file that one call returns, as virtagent's agent has it.
@@ -50,6 +52,19 @@ class Agent(Protocol):
     async def execute_unanswered(self, name: str, arguments: Mapping[str, object]) -> None:
         """See `Conversation.execute_unanswered`."""
 
+    @property
+    def jobs(self) -> dict[int, Any]:
+        """The programs that run, by number (`processes`)."""
+
+    def accept(self, stream: int) -> LinkStream:
+        """See `Pipes.accept`."""
+
+    def spawn(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Run ``await function(*args)`` as a task, at most as long as the session lasts."""
+
+    def cannot(self, what: str) -> RemoteFault:
+        """Return the error for what this agent does not have."""
+
 
 Handler = Callable[..., Awaitable[Value]]
 
@@ -62,6 +77,7 @@ class Ended:
     signal: int | None
     output: bytes
     errors: bytes
+    truncated: bool = False
 
 
 async def run_program(agent: Agent, path: str, arguments: list[str]) -> Ended:
@@ -71,11 +87,18 @@ async def run_program(agent: Agent, path: str, arguments: list[str]) -> Ended:
         QgaError: it could not be started.
         RemoteProtocolError: the agent answered what makes no sense.
     """
-    started = as_struct(
-        await _execute(agent, "guest-exec", {"path": path, "arg": arguments, "capture-output": True}),
-        "the answer to guest-exec",
-    )
-    pid = member(started, "pid", int)
+    return await wait_for_program(agent, await begin_program(agent, path, arguments))
+
+
+async def begin_program(agent: Agent, path: str, arguments: list[str], **more: object) -> int:
+    """Start a program in the guest, and return its process id. Raises as `run_program`."""
+    given = {"path": path, "arg": arguments, "capture-output": True, **more}
+    started = as_struct(await _execute(agent, "guest-exec", given), "the answer to guest-exec")
+    return member(started, "pid", int)
+
+
+async def wait_for_program(agent: Agent, pid: int) -> Ended:
+    """Wait for the end of a program that was started. Raises as `run_program`."""
     pause = LOOK_MIN
     while True:
         found = await _execute(agent, "guest-exec-status", {"pid": pid})
@@ -86,6 +109,7 @@ async def run_program(agent: Agent, path: str, arguments: list[str]) -> Ended:
                 member(status, "signal", int) if "signal" in status else None,
                 _bytes(member(status, "out-data", str, ""), "guest-exec-status"),
                 _bytes(member(status, "err-data", str, ""), "guest-exec-status"),
+                member(status, "out-truncated", bool, False) or member(status, "err-truncated", bool, False),
             )
         await trio.sleep(pause)
         pause = min(2 * pause, LOOK_MAX)
@@ -104,12 +128,7 @@ async def _shutdown(agent: Agent, mode: str = "powerdown") -> Value:
 async def _getfile(agent: Agent, path: str, offset: int = 0, count: int = -1) -> Value:
     if not -1 <= count <= FILE_MAX:
         raise RemoteFault(FaultCode.INVALID_PARAMS, f"count must be -1, or 0 to {FILE_MAX} (bytes): {count}")
-    try:
-        handle = await agent.execute("guest-file-open", {"path": path, "mode": "r"})
-    except QgaError as error:
-        raise RemoteFault(FaultCode.OPEN_FAILED, f"open failed: {error.desc}") from error
-    if type(handle) is not int:
-        raise RemoteProtocolError("the answer to guest-file-open must be a number")
+    handle = await open_file(agent, path, "r")
     try:
         if offset:
             seek = {"handle": handle, "offset": offset, "whence": "set"}
@@ -120,7 +139,7 @@ async def _getfile(agent: Agent, path: str, offset: int = 0, count: int = -1) ->
         raise RemoteFault(FaultCode.READ_FAILED, f"read failed: {path}: {error.desc}") from error
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLEAN_UP):
-            await _close(agent, handle)
+            await close_file(agent, handle)
     if len(content) > FILE_MAX:
         raise RemoteFault(
             FaultCode.TOO_LARGE,
@@ -132,19 +151,39 @@ async def _getfile(agent: Agent, path: str, offset: int = 0, count: int = -1) ->
 async def _read_up_to(agent: Agent, handle: int, limit: int) -> bytes:
     content = bytearray()
     while len(content) < limit:
-        wanted = min(PIECE, limit - len(content))
-        found = await _execute(agent, "guest-file-read", {"handle": handle, "count": wanted})
-        answer = as_struct(found, "the answer to guest-file-read")
-        piece = _bytes(member(answer, "buf-b64", str), "guest-file-read")
-        if len(piece) > wanted:
-            raise RemoteProtocolError("guest-file-read returned more than was asked for")
+        piece = await read_piece(agent, handle, min(PIECE, limit - len(content)))
         content += piece
-        if not piece or member(answer, "eof", bool):
+        if not piece:
             break
     return bytes(content)
 
 
-async def _close(agent: Agent, handle: int) -> None:
+async def open_file(agent: Agent, path: str, mode: str) -> int:
+    """Open a file in the guest, and return its handle.
+
+    Raises:
+        RemoteFault: OPEN_FAILED.
+    """
+    try:
+        handle = await agent.execute("guest-file-open", {"path": path, "mode": mode})
+    except QgaError as error:
+        raise RemoteFault(FaultCode.OPEN_FAILED, f"open failed: {error.desc}") from error
+    if type(handle) is not int:
+        raise RemoteProtocolError("the answer to guest-file-open must be a number")
+    return handle
+
+
+async def read_piece(agent: Agent, handle: int, wanted: int) -> bytes:
+    """Read up to so many bytes; none at the end. Raises QgaError."""
+    found = await _execute(agent, "guest-file-read", {"handle": handle, "count": wanted})
+    piece = _bytes(member(as_struct(found, "the answer"), "buf-b64", str), "guest-file-read")
+    if len(piece) > wanted:
+        raise RemoteProtocolError("guest-file-read returned more than was asked for")
+    return piece
+
+
+async def close_file(agent: Agent, handle: int) -> None:
+    """Close a file in the guest, if it is there."""
     # It may have forgotten the handle by itself, or be gone.
     with suppress(QgaError, SessionReset):
         await agent.execute("guest-file-close", {"handle": handle})

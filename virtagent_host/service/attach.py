@@ -57,6 +57,7 @@ async def attach(options: AttachOptions) -> None:
             two_links=options.ports is Ports.TWO,
             agent=options.agent,
             services=options.services,
+            set_clock=options.set_clock,
         )
         async with _qga_socket(vm, options.qga):
             await _serve(vm, options, paths)

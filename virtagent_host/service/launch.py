@@ -55,7 +55,12 @@ async def launch(options: LaunchOptions) -> None:
     options.runtime.create()
     paths = options.runtime.vm(options.name)
     vm = Vm(
-        options.name, options.settings, two_links=options.ports is Ports.TWO, services=options.services
+        options.name,
+        options.settings,
+        two_links=options.ports is Ports.TWO,
+        services=options.services,
+        set_clock=options.set_clock,
+        loaded="-loadvm" in options.argv or "--loadvm" in options.argv,
     )
     served = False
 

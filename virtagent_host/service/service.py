@@ -31,6 +31,7 @@ from ..qemu.qmp import Event, QmpConnection
 from ..qga.commands import GuestCommands
 from .keeper import PortKeeper, SocketKeeper, claim_channel
 from .lease import renew_leases
+from .restore import Cause, Restorer
 from .shutdown import end_vm
 from .vm import Vm
 
@@ -101,6 +102,7 @@ class Service:
         self._keepers = keepers
         self._qmp = qmp
         self._ending: str | None = None
+        self._restorer = Restorer(vm, vm.set_clock, loaded=vm.loaded)
         vm.facts = self._facts
         vm.end = None if qmp is None else partial(end_vm, vm, qmp)
 
@@ -142,6 +144,7 @@ class Service:
                 # After the bridge's own subscription: clients see QEMU's STOP, then what we make of it.
                 unsubscribe = self._qmp.subscribe(self._on_qemu_event)
                 nursery.start_soon(self._explain_stops, self._qmp)
+                nursery.start_soon(self._restorer.run)
                 try:
                     await self._watch_qemu(self._qmp)
                 finally:
@@ -163,6 +166,7 @@ class Service:
     async def _watch_qemu(self, qmp: QmpConnection) -> None:
         state = await qmp.execute("query-status")
         if not state["running"]:
+            self._restorer.found(state["status"])
             self._vm.pause(f"QEMU is in state '{state['status']}'")
         await qmp.wait_closed()
         if self._ending is None:
@@ -178,13 +182,16 @@ class Service:
             keeper.on_qemu_event(event["event"], data)
         match event["event"]:
             case "STOP":
+                self._restorer.stopped(Cause.PAUSE)
                 self._vm.pause("QEMU has stopped the VM")
             case "GUEST_PANICKED":
                 self._vm.hint(LinkEvent.PORT_CLOSED, _PANICKED)
             case "SUSPEND":
+                self._restorer.stopped(Cause.WAKEUP)
                 self._vm.pause("the guest is suspended")
             case "RESUME" | "WAKEUP":
                 self._vm.resume()
+                self._restorer.resumed()
             case "SHUTDOWN":
                 self._ending = data["reason"]
 

@@ -27,7 +27,7 @@ from virtagent_protocol.values import Value, as_struct, member
 
 from ..forward.services import Services
 from ..forward.table import Forwards
-from ..options import Agent
+from ..options import Agent, SetClock
 from ..qemu.devices import ONE_PORT, QGA_PORT, TWO_PORTS, PortSpec
 from ..qga.link import QgaLink
 from .guestlink import GuestLink
@@ -49,6 +49,8 @@ class Vm:
         two_links: whether the guest's calls have a link of their own.
         agent: what runs in the guest.
         services: what programs in the guest may connect to, by name.
+        set_clock: whether the guest's clock is set when it runs again (`restore`).
+        loaded: whether QEMU was started from a saved state.
 
     Attributes:
         forwards: the forwarded connections.
@@ -57,6 +59,7 @@ class Vm:
         emit: where VA_* events go; set by the service.
         detached: set when the service is to end.
         end: shuts the VM down by all means, as `shut_down` says; set by the service if it has a QEMU.
+        last_boot: the boot id of the guest that has last said hello.
         facts: returns what the service wants `va_status` to tell besides: socket paths, ids.
     """
 
@@ -68,8 +71,12 @@ class Vm:
         two_links: bool = False,
         agent: Agent = Agent.VIRTAGENT,
         services: Mapping[str, Address] = MappingProxyType({}),
+        set_clock: SetClock = SetClock.AFTER_RESTORE,
+        loaded: bool = False,
     ) -> None:
         self.name = name
+        self.set_clock, self.loaded = set_clock, loaded
+        self.last_boot = ""
         self.forwards = Forwards(self)
         self.emit: Emit = _nobody
         self.detached = trio.Event()
@@ -194,6 +201,7 @@ class Vm:
     def _on_session(self, session: Session, previous: Session | None) -> None:
         self._methods = None
         peer = session.peer
+        self.last_boot = peer.boot_id
         self.emit(
             "VA_GUEST_HELLO",
             {

@@ -12,7 +12,9 @@ The rules:
 
 2. A pipe or terminal that cannot be opened again, being another user's, is read when poll says so, and
    written in a thread.
-3. A thread works on a copy of the descriptor: one that is left behind by a cancellation can never come upon
+3. What can be read or written at once does not wait for another turn of the event loop: the stream at the
+   other end of every pump does.
+4. A thread works on a copy of the descriptor: one that is left behind by a cancellation can never come upon
    another file under the same number.
 """
 
@@ -67,7 +69,7 @@ class HandedFd:
             return await _in_thread(self._fd, lambda fd: os.read(fd, size))
         fd = self._fd if self._own is None else self._own
         while True:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             # Without an open file of our own, somebody else may take what poll has told of, and read would
             # wait: so ask again right before.
             if self._own is not None or self._socket is not None or _is_readable(fd):
@@ -81,7 +83,7 @@ class HandedFd:
         Raises:
             OSError: it cannot be written; BrokenPipeError: nobody reads it any more.
         """
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         view = memoryview(data)
         while view:
             view = view[await self._write_some(view) :]

@@ -21,7 +21,9 @@ def decode(text: str) -> bytes:
         raise QgaError("Base64 data contains invalid characters")
     if "=" in text.rstrip("=\n"):
         # Python would leave out the rest.
-        raise QgaError("Base64 data goes on behind its padding: send the pieces one by one, or encode the whole")
+        raise QgaError(
+            "Base64 data goes on behind its padding: send the pieces one by one, or encode the whole"
+        )
     try:
         return base64.b64decode(text)
     except binascii.Error as error:

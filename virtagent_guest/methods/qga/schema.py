@@ -117,6 +117,9 @@ class Alternate:
         try:
             self.other.check(value, path)
         except ArgumentError:
+            # For QEMU any number is meant for a branch of numbers, and that one's to refuse.
+            if self.other is INT and type(value) in (int, float):
+                raise
             raise _wrong_type(path, self.name) from None
 
 

@@ -50,8 +50,9 @@ async def remove_authorized_keys(username: str, keys: list[str]) -> None:
 
 
 def _check_keys(keys: list[str]) -> None:
+    """Refuse what is no key. A blank one is passed over: virsh sends one for the last line feed of its file."""
     for key in keys:
-        if not key.strip() or key.startswith("#") or "\n" in key or "\r" in key:
+        if key.startswith("#") or "\n" in key or "\r" in key:
             raise QgaError(f"invalid OpenSSH public key: '{key}'")
 
 
@@ -71,7 +72,7 @@ def _add(username: str, keys: list[str], reset: bool) -> None:
             with contextlib.suppress(_Missing):
                 lines = _read(directory, user)
         for key in keys:
-            if key not in lines:
+            if key.strip() and key not in lines:
                 lines.append(key)
         _write(directory, user, lines)
 
@@ -80,7 +81,7 @@ def _remove(username: str, keys: list[str]) -> None:
     user = _user(username)
     with contextlib.suppress(_Missing), _opened(user) as directory:
         lines = _read(directory, user)
-        _write(directory, user, [line for line in lines if line not in keys])
+        _write(directory, user, [line for line in lines if not line.strip() or line not in keys])
 
 
 class _Missing(QgaError):
