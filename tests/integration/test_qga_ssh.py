@@ -58,7 +58,7 @@ async def test_what_a_user_wrote_beside_the_keys_stays(home: Path) -> None:
 
 
 async def test_keys_that_are_no_keys_and_users_that_are_none_are_refused(home: Path) -> None:
-    for key in ("", "# comment", "a\nssh-rsa B b", "a\rb"):
+    for key in ("# comment", "a\nssh-rsa B b", "a\rb"):
         for command in ("guest-ssh-add-authorized-keys", "guest-ssh-remove-authorized-keys"):
             assert await error_of(command, username="alice", keys=[key]) == (
                 f"invalid OpenSSH public key: '{key}'"
@@ -107,3 +107,11 @@ async def test_what_is_no_file_is_not_waited_for(home: Path) -> None:
     (home / ".ssh").mkdir()
     os.mkfifo(home / ".ssh" / "authorized_keys")
     assert "it is not a regular file" in await error_of("guest-ssh-get-authorized-keys", username="alice")
+
+
+async def test_a_blank_key_is_passed_over(home: Path) -> None:
+    """virsh sends one for the last line feed of its file."""
+    await call("guest-ssh-add-authorized-keys", username="alice", keys=["ssh-rsa A a", "", "  "])
+    assert (home / ".ssh/authorized_keys").read_text() == "ssh-rsa A a\n"
+    await call("guest-ssh-remove-authorized-keys", username="alice", keys=[""])
+    assert (home / ".ssh/authorized_keys").read_text() == "ssh-rsa A a\n"
