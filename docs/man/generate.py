@@ -42,7 +42,10 @@ def page() -> Iterator[str]:
     yield ".SH OPTIONS"
     yield from _options(app)
     yield ".SH COMMANDS"
-    for command in app.commands.values():
+    context = click.Context(app)
+    for name in app.list_commands(context):
+        command = app.get_command(context, name)
+        assert command is not None
         yield from _command(command)
     yield ".SH BRIDGE COMMANDS"
     yield _text("Further commands of the QMP socket that va-host serves, NAME.qmp in the runtime directory.")

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from tests.integration.clilab import DEADLINE, Lab, document, open_lab, va_host
-from virtagent_host.cli import app
+from virtagent_host.cli import COMMANDS
 from virtagent_host.commands import CALL_TIMEOUT
 from virtagent_host.frontend.fetch import PART_SIZE
 from virtagent_protocol.errors import Forbidden, NotReady, RemoteFault, VirtagentError
@@ -228,7 +228,7 @@ async def test_a_usage_error_is_2_and_help_is_for_every_command(lab: Lab) -> Non
     assert (await lab.run("attach")).returncode == 2
     listed = (await lab.run("--help")).stdout.decode()
     commands = listed.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
-    assert [line.split()[0] for line in commands] == list(app.commands)
+    assert [line.split()[0] for line in commands] == list(COMMANDS)
     for line in commands:
         shown = await lab.run(line.split()[0], "--help")
         assert shown.returncode == 0

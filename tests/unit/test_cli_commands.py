@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import trio
 import trio.testing
 
 from tests.unit.nobody import NobodysClient
+from virtagent_host.cli import MODULES
 from virtagent_host.commands import COMMANDS, InvalidArguments, bind
 from virtagent_host.forward.table import Forwards
 from virtagent_protocol.errors import CallTimeout, NotReady, RemoteProtocolError, VirtagentError
@@ -200,3 +202,9 @@ def test_every_command_says_what_it_does_returns_and_looks_like() -> None:
         # Optional ones last: the monitor takes them by position.
         optional = [argument.optional for argument in command.arguments]
         assert optional == sorted(optional)
+
+
+def test_each_module_of_the_command_line_has_the_commands_that_it_is_said_to_have() -> None:
+    for module, names in MODULES.items():
+        commands = import_module(f"virtagent_host.cli.{module}").COMMANDS
+        assert tuple(command.name for command in commands) == names

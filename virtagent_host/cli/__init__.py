@@ -1,22 +1,8 @@
 """The command line of the host: `va-host`.
 
 Commands are thin clients of the bridge that a running `va-host attach` or `launch` serves. As whole
-processes they must feel instant, so what only some of them need is imported where it is used.
-
-==============  ===========================================================
-module          commands
-==============  ===========================================================
-`service`       attach, launch, detach, list
-`guest`         status, wait, ping, capabilities, shutdown, viewfile, viewdmesg
-`freeze`        freeze, thaw
-`exec`          exec, shell, jobs, attach-job, kill
-`files`         cp, ls, stat, rm, mkdir
-`forward`       forward, connect
-`qmp`           qmp, events, monitor
-`doctor`        doctor
-`completion`    completion
-`common`        what they share: names, options, the connection
-==============  ===========================================================
+processes they must feel instant. So what only some of them need is imported where it is used, and of the
+modules with the commands (`MODULES`) only that of the command which is run.
 """
 
 from __future__ import annotations
@@ -26,6 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import click
 
@@ -33,8 +20,22 @@ import virtagent_protocol
 from virtagent_protocol.errors import EXIT_STATUS, VirtagentError
 
 from ..frontend.output import EXIT_HELP, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, PROGRAM, put_error
-from . import completion, doctor, exec, files, forward, freeze, guest, qmp, service
+from . import completion
 from .common import Invocation, examples
+
+#: Module of this package → its commands, in the order of a VM's life, not of the alphabet.
+MODULES = {
+    "service": ("attach", "launch", "detach", "list"),
+    "guest": ("status", "wait", "ping", "capabilities", "shutdown", "viewfile", "viewdmesg"),
+    "exec": ("exec", "shell", "jobs", "attach-job", "kill"),
+    "files": ("cp", "ls", "stat", "rm", "mkdir"),
+    "freeze": ("freeze", "thaw"),
+    "forward": ("forward", "connect"),
+    "qmp": ("qmp", "events", "monitor"),
+    "doctor": ("doctor",),
+    "completion": ("completion",),
+}
+COMMANDS = tuple(name for names in MODULES.values() for name in names)
 
 _STDOUT_FAILED = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -50,10 +51,17 @@ _EPILOG = examples(
 
 
 class _Commands(click.Group):
-    """The commands in the order of a VM's life, not of the alphabet."""
+    """The commands of `MODULES`, each imported when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for module, names in MODULES.items():
+            if cmd_name in names:
+                commands: Sequence[click.Command] = import_module(f"{__name__}.{module}").COMMANDS
+                return {str(command.name): command for command in commands}[cmd_name]
+        return None
 
 
 @click.group(
@@ -78,20 +86,6 @@ def app(invocation: Invocation, runtime_dir: str | None, verbose: int) -> None:
     """
     invocation.runtime_dir = runtime_dir
     invocation.verbose = verbose
-
-
-for command in (
-    *service.COMMANDS,
-    *guest.COMMANDS,
-    *exec.COMMANDS,
-    *files.COMMANDS,
-    *freeze.COMMANDS,
-    *forward.COMMANDS,
-    *qmp.COMMANDS,
-    *doctor.COMMANDS,
-    *completion.COMMANDS,
-):
-    app.add_command(command)
 
 
 def main(args: Sequence[str] | None = None) -> int:
