@@ -114,7 +114,8 @@ class ClientJobs:
         self._jobs[job.tag] = job
         self._waiting.append(job)
         try:
-            self._grant()
+            with self._outbox:
+                self._grant()
             await job.done.wait()
             return _outcome(job)
         except RemoteFault as fault:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import trio
@@ -28,7 +28,7 @@ from .greeting import PATIENCE, Greeter
 from .limits import PeerLimits, Settings
 from .linkstate import LinkEvent, LinkState, LinkStateMachine, Status
 from .messages import Cancel, Message, Request, Response, StreamCredit, StreamData
-from .outbox import Outbox
+from .outbox import Outbox, Outgoing, write_now
 from .reader import Drop, Event, MessageReader
 from .registry import Registry
 from .serving import ServerJobs
@@ -210,6 +210,7 @@ class Link:
             async with trio.open_nursery() as nursery:
                 self._calls.open(self._own.epoch)
                 self._serving.open(nursery)
+                self._outbox.open(write_now(stream), self._sent)
                 nursery.start_soon(self._read, stream, nursery.cancel_scope)
                 nursery.start_soon(self._write, stream, nursery.cancel_scope)
                 nursery.start_soon(self._greeter.run, self._own)
@@ -217,7 +218,7 @@ class Link:
             reason = self._loss or "the link was closed"
             self._end_session(reason)
             self._serving.close()
-            self._outbox.clear()
+            self._outbox.close()
             self._apply(LinkEvent.LOST, reason)
         raise LinkBroken(reason)
 
@@ -249,13 +250,17 @@ class Link:
         while True:
             outgoing = await self._outbox.take()
             try:
-                await stream.send_all(outgoing.data)
+                data = outgoing.data
+                await stream.send_all(memoryview(data)[outgoing.written :] if outgoing.written else data)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self._lost(_how(error), link_scope)
                 return
-            self.counters.bytes_out += len(outgoing.data)
-            self.counters.messages_out += 1
-            outgoing.on_written()
+            self._sent(outgoing)
+
+    def _sent(self, outgoing: Outgoing) -> None:
+        self.counters.bytes_out += len(outgoing.data)
+        self.counters.messages_out += 1
+        outgoing.on_written()
 
     def _lost(self, reason: str, link_scope: trio.CancelScope) -> None:
         self._loss = self._loss or reason
@@ -267,12 +272,19 @@ class Link:
     async def _handle_all(self) -> None:
         # The greeter may be at it as well as the reader (`_abandon`). Each event is handled as it is taken,
         # so their order stays.
+        events = self._reader.events()
+        while not self._handle_some(events):
+            await trio.lowlevel.checkpoint()
+
+    def _handle_some(self, events: Iterator[Event]) -> bool:
+        """Handle events for a turn; return whether that was all."""
         turn_ends = time.perf_counter() + TURN
-        for event in self._reader.events():
-            self._handle(event)
-            if time.perf_counter() > turn_ends:
-                await trio.lowlevel.checkpoint()
-                turn_ends = time.perf_counter() + TURN
+        with self._outbox:
+            for event in events:
+                self._handle(event)
+                if time.perf_counter() > turn_ends:
+                    return False
+        return True
 
     async def _abandon(self) -> None:
         self._reader.give_up()

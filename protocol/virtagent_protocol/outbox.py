@@ -2,10 +2,15 @@
 
 Putting never waits: the reader must be able to answer at any time. What bounds the queue is that
 everything in it belongs to a job slot, an inline reply or a stream window, each of which is bounded.
+
+A turn of the event loop only to wake the writer costs as much as a ping. So what is put while *gathering* is
+written at the end of that, by whoever put it, as far as the transport takes it without waiting; the writer
+goes on in the middle of a message that was not taken whole. While the writer is at work, it alone writes.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +18,9 @@ import trio
 
 from .messages import Message, encode
 from .sendqueue import Lane, SendQueue
+
+#: Writes what the transport takes without waiting; returns how many bytes that was, 0 on any error.
+WriteNow = Callable[[bytes], int]
 
 
 def _nothing() -> None:
@@ -25,6 +33,7 @@ class Outgoing:
 
     Attributes:
         data: its bytes.
+        written: how many of them the transport has.
         on_taken: called when the writer takes it; from then on it will be on the wire whole.
         on_written: called when the transport has accepted all of it.
     """
@@ -32,6 +41,7 @@ class Outgoing:
     data: bytes
     on_taken: Callable[[], None] = _nothing
     on_written: Callable[[], None] = _nothing
+    written: int = 0
 
 
 class Outbox:
@@ -45,9 +55,54 @@ class Outbox:
         self.crc = False
         self._queue: SendQueue[Outgoing] = SendQueue()
         self._filled = trio.Event()
+        self._gathering = 0
+        #: Whether the writer waits for something to do.
+        self._idle = False
+        #: A message of which the transport has taken a part.
+        self._begun: Outgoing | None = None
+        self._write_now: WriteNow | None = None
+        self._on_sent: Callable[[Outgoing], None] = lambda outgoing: outgoing.on_written()
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    def open(self, write_now: WriteNow | None, on_sent: Callable[[Outgoing], None]) -> None:
+        """A transport was opened.
+
+        Args:
+            write_now: writes what can be written without waiting, and returns how many bytes that was; None
+                if the transport cannot.
+            on_sent: called with each message that was written so, whole; it calls `on_written`.
+        """
+        self._write_now = write_now
+        self._on_sent = on_sent
+
+    def close(self) -> None:
+        """The transport is gone."""
+        self.clear()
+        self._begun = self._write_now = None
+
+    def __enter__(self) -> None:
+        """Begin to gather."""
+        self._gathering += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._gathering -= 1
+        if not self._gathering and self._queue:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._idle and self._begun is None and self._write_now is not None:
+            while (outgoing := self._queue.pop()) is not None:
+                outgoing.on_taken()
+                count = self._write_now(outgoing.data)
+                if count < len(outgoing.data):
+                    outgoing.written = count
+                    self._begun = outgoing
+                    break
+                self._on_sent(outgoing)
+        if self._begun is not None or self._queue:
+            self._filled.set()
 
     def put(
         self,
@@ -64,16 +119,25 @@ class Outbox:
         """
         outgoing = Outgoing(encode(message, crc=self.crc), on_taken, on_written)
         self._queue.put(outgoing, lane)
-        self._filled.set()
+        if not self._gathering:
+            self._filled.set()
         return outgoing
 
     async def take(self) -> Outgoing:
         """Wait for the next message in the queue's order and take it. For the writer task only."""
-        while (outgoing := self._queue.pop()) is None:
+        while True:
+            if (begun := self._begun) is not None:
+                self._begun = None
+                return begun
+            if (outgoing := self._queue.pop()) is not None:
+                outgoing.on_taken()
+                return outgoing
             self._filled = trio.Event()
-            await self._filled.wait()
-        outgoing.on_taken()
-        return outgoing
+            self._idle = True
+            try:
+                await self._filled.wait()
+            finally:
+                self._idle = False
 
     def discard(self, outgoing: Outgoing) -> bool:
         """Take a message out again; False if the writer has it already."""
@@ -82,3 +146,19 @@ class Outbox:
     def clear(self) -> None:
         """Forget everything that waits: its session has ended."""
         self._queue.clear()
+
+
+def write_now(stream: trio.abc.Stream) -> WriteNow | None:
+    """Return how to write to a transport without waiting; None if it does not say how."""
+    if isinstance(stream, trio.SocketStream):
+        sock = stream.socket
+        return lambda data: _write(sock.fileno(), data)
+    return getattr(stream, "write_now", None)
+
+
+def _write(fd: int, data: bytes) -> int:
+    try:
+        return os.write(fd, data)
+    except OSError:
+        # It is full, or broken: the writer will find out.
+        return 0

@@ -12,6 +12,7 @@ The rules:
 from __future__ import annotations
 
 from collections import deque
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import trio
@@ -36,6 +37,7 @@ class _Carrier(Protocol):
     """What a stream needs of its link."""
 
     def forget(self, stream: LinkStream) -> None: ...
+    def gathering(self) -> AbstractContextManager[None]: ...
     def send(self, stream: LinkStream, data: memoryview) -> Outgoing: ...
     def end(self, stream: LinkStream, reason: str, *, at_once: bool) -> None: ...
     def credit(self, stream: LinkStream, count: int) -> None: ...
@@ -93,7 +95,8 @@ class LinkStream(trio.abc.HalfCloseableStream):
                 while at < len(rest):
                     await self._room()
                     count = await self._carrier.reserve(self, len(rest) - at)
-                    self._queued.append((self._carrier.send(self, rest[at : at + count]), count))
+                    with self._carrier.gathering():
+                        self._queued.append((self._carrier.send(self, rest[at : at + count]), count))
                     at += count
 
     async def wait_send_all_might_not_block(self) -> None:

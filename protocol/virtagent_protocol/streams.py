@@ -15,6 +15,8 @@ The rules:
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import trio
 
 from .counters import Counters
@@ -136,6 +138,10 @@ class Streams:
             # Whoever leaves with credit left, or without having used its turn, lets the next one in.
             if self._out.credit:
                 self._waiting.unpark()
+
+    def gathering(self) -> AbstractContextManager[None]:
+        """Return the block at whose end what was sent in it goes out."""
+        return self._outbox
 
     def send(self, stream: LinkStream, data: memoryview) -> Outgoing:
         """Queue a chunk that `reserve` has granted."""

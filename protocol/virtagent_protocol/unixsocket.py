@@ -28,12 +28,17 @@ def bind_unix(path: str) -> socket.socket:
     return bound
 
 
-def _remove_stale(path: str) -> None:
+def is_socket(path: str) -> bool:
+    """Whether there is a socket with this name, listened on or not."""
     try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            return  # bind() will say that it is taken
+        return stat.S_ISSOCK(os.lstat(path).st_mode)
     except FileNotFoundError:
-        return
+        return False
+
+
+def _remove_stale(path: str) -> None:
+    if not is_socket(path):
+        return  # if something else is there, bind() will say that it is taken
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         with suppress(BlockingIOError):  # its queue is full: somebody listens

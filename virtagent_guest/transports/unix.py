@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
-import stat
 
 import trio
 
 from virtagent_protocol.errors import NotReady, NotThere, VirtagentError
+from virtagent_protocol.unixsocket import bind_unix, is_socket
 
 from .base import Report, Transport, open_error
 
@@ -40,7 +39,7 @@ class UnixListen(Transport):
 
     async def open(self, report: Report) -> trio.SocketStream:
         try:
-            bound = bind_socket(self.path)
+            bound = bind_unix(self.path)
         except OSError as error:
             raise socket_error(self.path, error) from error
         self._bound = True
@@ -58,46 +57,13 @@ class UnixListen(Transport):
                 os.unlink(self.path)
 
 
-def bind_socket(path: str) -> socket.socket:
-    """Return a socket bound to *path*, in place of one that an earlier process left behind."""
-    _remove_stale(path)
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # bind() makes the file, and chmod() would come too late: only the umask keeps others out from the start.
-    umask = os.umask(0o177)
-    try:
-        bound.bind(path)
-    except BaseException:
-        bound.close()
-        raise
-    finally:
-        os.umask(umask)
-    return bound
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a socket nobody listens on.
-
-    Raises:
-        NotReady: somebody does, or it is no socket: neither is ours to remove.
-    """
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise NotReady(f"{path} is not a socket: remove it, or name another path with -p")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            pass  # its queue is full: somebody listens
-    raise NotReady(f"{path} is in use: another process listens there, stop it")
-
-
 def socket_error(path: str, error: OSError) -> VirtagentError:
+    """Return the error for a socket that was not to be had."""
+    if error.errno == errno.EADDRINUSE:
+        # Neither is ours to remove.
+        if is_socket(path):
+            return NotReady(f"{path} is in use: another process listens there, stop it")
+        return NotReady(f"{path} is not a socket: remove it, or name another path with -p")
     if error.errno == errno.ECONNREFUSED:
         return NotThere(f"nobody listens on {path}: start the host end, or name another path with -p")
     return open_error(
