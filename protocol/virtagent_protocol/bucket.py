@@ -17,8 +17,8 @@ class TokenBucket:
         self._tokens = float(burst)
         self._filled_at: float | None = None
 
-    def take(self, now: float) -> bool:
-        """Take one token if there is one.
+    def has(self, now: float) -> bool:
+        """Whether there is a token.
 
         Args:
             now: seconds of any clock that does not go back; the same one at each call.
@@ -26,7 +26,11 @@ class TokenBucket:
         if self._filled_at is not None:
             self._tokens = min(self._burst, self._tokens + self._rate * (now - self._filled_at))
         self._filled_at = now
-        if self._tokens < 1:
+        return self._tokens >= 1
+
+    def take(self, now: float) -> bool:
+        """Take one token if there is one; argument as for `has`."""
+        if not self.has(now):
             return False
         self._tokens -= 1
         return True

@@ -80,6 +80,13 @@ class RateLimit(logging.Filter):
         self._buckets = {serious: TokenBucket(BURST, RATE) for serious in (False, True)}
         self._suppressed = 0
 
+    def room(self) -> bool:
+        """Whether an informative line would pass; if not, it counts as left out."""
+        if self._buckets[False].has(self._clock()):
+            return True
+        self._suppressed += 1
+        return False
+
     def filter(self, record: logging.LogRecord) -> bool:
         if not self._buckets[record.levelno >= logging.WARNING].take(self._clock()):
             self._suppressed += 1
@@ -125,6 +132,18 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
                 super().emit(record)
 
 
+_limit: RateLimit | None = None
+
+
+def room() -> bool:
+    """Whether the log takes an informative line now.
+
+    To make a record that is left out costs as much as to answer a ping: who logs often asks before. What is
+    not made counts as left out.
+    """
+    return _limit is None or _limit.room()
+
+
 def hold() -> None:
     """Keep the lines of this process's log until `release`: a file system that is frozen must not stop it."""
     for handler in _holding():
@@ -152,7 +171,9 @@ def set_up(program: str, *, verbose: bool) -> None:
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = HoldingHandler(sys.stderr)
-    handler.addFilter(RateLimit())
+    global _limit
+    _limit = RateLimit()
+    handler.addFilter(_limit)
     handler.setFormatter(LineFormatter(program, for_journal=_stderr_is_journal()))
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 
 import trio
 
-from . import xmlrpc
+from . import logs, xmlrpc
 from .counters import Counters
 from .errors import Fault, FaultCode, LocalProtocolError, RemoteProtocolError
 from .jobs import Job, ServerState
@@ -283,8 +283,9 @@ class ServerJobs:
         job.advance(ServerState.DONE)
         self._jobs.pop(job.tag, None)
         self._counters.served[outcome.split()[0]] += 1
-        elapsed = 1000 * (trio.current_time() - job.started)
-        rpc_log.info("%s %s: %s, %.1f ms", job.method.name, job.tag, outcome, elapsed)
+        if logs.room():
+            elapsed = 1000 * (trio.current_time() - job.started)
+            rpc_log.info("%s %s: %s, %.1f ms", job.method.name, job.tag, outcome, elapsed)
         if job.method.inline or job.method.urgent:
             self._inline -= 1
         elif had_slot:

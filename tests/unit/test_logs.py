@@ -68,3 +68,18 @@ def test_a_flood_of_lesser_lines_hides_no_error() -> None:
     error = record("broken", logging.ERROR)
     assert limit.filter(error)
     assert error.getMessage() == "(5 lines left out) broken"
+
+
+def test_a_line_that_would_be_left_out_counts_without_being_made() -> None:
+    now = 0.0
+    limit = RateLimit(lambda: now)
+    record = logging.makeLogRecord({"msg": "x", "levelno": logging.INFO})
+    for _ in range(BURST):
+        assert limit.room()
+        assert limit.filter(record)
+    for _ in range(3):
+        assert not limit.room()
+    now = 1.0
+    assert limit.room()
+    assert limit.filter(record)
+    assert record.getMessage() == "(3 lines left out) x"
