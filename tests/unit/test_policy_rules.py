@@ -322,6 +322,9 @@ RULE = '[[rule]]\nname = "r"\naction = "allow"\nmethods = ["va.getfile"]\n'
         (RULE + "read = ['/var/../etc/*']", r"must begin with / and be without"),
         (RULE + "read = []", r"read must be an array of strings, and not empty"),
         (RULE + "run = [['/bin/ls']]", r"va.getfile has nothing to do with programs"),
+        (RULE + "address = ['tcp:*']", r"va.getfile has nothing to do with connections"),
+        (RULE.replace("allow", "deny") + "address = ['tcp:*']", "address goes with action"),
+        (RULE + "address = ['127.0.0.1:22']", "must begin with tcp: or unix:/"),
         (RULE + "user = ['x']", r"va.getfile has nothing to do with users"),
         (RULE + "env = ['x']", r"env goes with run"),
         (RULE + "origin = ['moon']", r"no such origin: 'moon'; there are host, qga, session"),
@@ -383,3 +386,42 @@ def test_the_examples_of_the_documentation_are_policies_and_do_what_it_says(file
         assert claims
         for method, words, decision in claims:
             assert decided(policy, method, *words.split()) == decision, (method, words)
+
+
+# --- Connections ---------------------------------------------------------------------------------------
+
+
+def test_connections_are_judged_by_their_address(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/run")
+    policy = parsed(
+        file,
+        """
+default = "allow"
+[[rule]]
+name = "web"
+action = "allow"
+methods = ["va.connect", "va.listen"]
+address = ["tcp:127.0.0.1:80*", "tcp:LocalHost:?", "tcp:[::1]:443", "unix:/run/*"]
+[[rule]]
+name = "no other"
+action = "deny"
+methods = ["va.connect", "va.listen"]
+""",
+    )
+    for method in ("va.connect", "va.listen"):
+        for address, rule in (
+            ("127.0.0.1:8080", "allowed by web"),
+            ("tcp:LOCALHOST:7", "allowed by web"),
+            ("tcp:[::1]:443", "allowed by web"),
+            ("unix:/run/x", "allowed by web"),
+            (f"{tmp_path}/link/x", "allowed by web"),
+            ("tcp:127.0.0.1:22", "forbidden by no other"),
+            ("tcp:127.0.0.1.example:80", "forbidden by no other"),
+            ("tcp:localhost:77", "forbidden by no other"),
+            ("unix:/run/x/y", "forbidden by no other"),
+            ("unix:/run/../tmp/x", "forbidden by no other"),
+            ("nonsense", "forbidden by no other"),
+        ):
+            assert decided(policy, method, {"address": address, "stream": 1}) == rule, address
+    assert decided(policy, "va.connect") == "forbidden by no other"
+    assert decided(policy, "va.getfile", "/etc/motd") == "allowed by default"

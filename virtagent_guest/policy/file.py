@@ -26,7 +26,7 @@ else:
 RULES_MAX = 1000
 
 _ACTIONS = {"allow": True, "deny": False}
-_RULE_KEYS = ("name", "action", "methods", "origin", "read", "write", "run", "env", "user")
+_RULE_KEYS = ("name", "action", "methods", "origin", "read", "write", "run", "env", "user", "address")
 _RULE_HEADER = re.compile(r"(?m)^[ \t]*\[\[[ \t]*rule[ \t]*\]\]")
 #: Names of decisions that are no rule's.
 _RESERVED = ("default", "always", "no policy", "allow-rpcs", "block-rpcs")
@@ -124,6 +124,7 @@ class _Parser:
         run, read, write = table.get("run"), _texts(where, table, "read"), _texts(where, table, "write")
         origins = _texts(where, table, "origin")
         user, env = _texts(where, table, "user"), _texts(where, table, "env")
+        address = _texts(where, table, "address")
         rule = Rule(
             name=name,
             allow=_ACTIONS[table["action"]],
@@ -134,6 +135,7 @@ class _Parser:
             run=None if run is None else _argvs(where, run),
             env=_globs(env or []),
             user=None if user is None else _globs(user),
+            address=None if address is None else _globs(list(map(_address, address)), path=True),
             line=line,
         )
         _check(where, rule)
@@ -147,6 +149,11 @@ def _texts(where: str, table: dict[str, Any], key: str) -> list[str] | None:
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise PolicyError(f"{where}: {key} must be an array of strings, and not empty")
     return texts
+
+
+def _address(text: str) -> str:
+    # Names of hosts are the same in any case.
+    return text.lower() if text.startswith("tcp:") else text
 
 
 def _argvs(where: str, argvs: Any) -> tuple[tuple[Glob, ...], ...]:
@@ -178,6 +185,7 @@ def _check(where: str, rule: Rule) -> None:
                 raise PolicyError(
                     f"{where}: {key}: {glob.text!r} must begin with / and be without //, . and .."
                 )
+    _check_addresses(where, rule)
     if rule.env and (rule.run is None or not rule.allow):
         raise PolicyError(f'{where}: env goes with run and with action = "allow" only')
     for glob in rule.methods:
@@ -191,4 +199,20 @@ def _check(where: str, rule: Rule) -> None:
             raise PolicyError(f"{where}: {method} has nothing to do with {_KIND_WORDS[min(missing)]}")
 
 
-_KIND_WORDS = {"path": "files (read, write)", "run": "programs (run)", "user": "users (user)"}
+def _check_addresses(where: str, rule: Rule) -> None:
+    if rule.address is not None and not rule.allow:
+        raise PolicyError(
+            f'{where}: address goes with action = "allow" only: whoever is refused one name of a host uses '
+            "another. Allow what may be reached, and deny the rest in a rule behind"
+        )
+    for glob in rule.address or ():
+        if not glob.text.startswith(("tcp:", "unix:/")):
+            raise PolicyError(f"{where}: address: {glob.text!r} must begin with tcp: or unix:/")
+
+
+_KIND_WORDS = {
+    "path": "files (read, write)",
+    "run": "programs (run)",
+    "user": "users (user)",
+    "address": "connections (address)",
+}

@@ -73,6 +73,7 @@ class Rule:
         run: patterns of a program and its arguments; ``**`` at the end is any number of further ones.
         env: patterns of environment variables that a program may be given; an allow rule without takes none.
         user: patterns of users for whom is acted.
+        address: patterns of addresses that are connected to or listened on; of allow rules only.
         line: where it stands in the file, if that is known.
     """
 
@@ -85,6 +86,7 @@ class Rule:
     run: tuple[tuple[Glob, ...], ...] | None = None
     env: tuple[Glob, ...] = ()
     user: tuple[Glob, ...] | None = None
+    address: tuple[Glob, ...] | None = None
     line: int | None = None
 
     def concerns(self, method: str, origin: str) -> bool:
@@ -102,6 +104,7 @@ class Rule:
             "path": self.read is not None or self.write is not None,
             "run": self.run is not None,
             "user": self.user is not None,
+            "address": self.address is not None,
         }
         return frozenset(kind for kind, is_asked in asked.items() if is_asked)
 
@@ -176,7 +179,11 @@ def _user(rule: Rule, subject: Subject) -> bool:
     return rule.user is None or (subject.user is not None and _any(rule.user, subject.user))
 
 
-_CONDITIONS: tuple[Callable[[Rule, Subject], bool], ...] = (_paths, _program, _user)
+def _address(rule: Rule, subject: Subject) -> bool:
+    return rule.address is None or (subject.address is not None and _any(rule.address, subject.address))
+
+
+_CONDITIONS: tuple[Callable[[Rule, Subject], bool], ...] = (_paths, _program, _user, _address)
 
 
 @dataclass(frozen=True)

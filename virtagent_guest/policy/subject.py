@@ -8,8 +8,8 @@ The rules:
    judged.
 2. What cannot be judged (a relative path, a loop of links, a program to be searched for) is `Unjudgeable`:
    no rule that asks for it allows it, every rule that asks for it denies it.
-3. A method that opens files, starts programs or acts for a user has an entry in `SUBJECTS`. One that has none
-   meets no rule with such conditions.
+3. A method that opens files or connections, starts programs or acts for a user has an entry in `SUBJECTS`.
+   One that has none meets no rule with such conditions.
 
 Between this look and the moment at which a handler opens the path, somebody in the guest who may change a
 directory on the way can put a symbolic link there. Hard links and bind mounts give a file further names that
@@ -23,6 +23,7 @@ import pwd
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from virtagent_protocol.address import AddressError, TcpAddress, UnixAddress, parse_address
 from virtagent_protocol.values import Value
 
 #: Positional; or by their names in QEMU's schema, as they are or as the one struct that guest.* methods take.
@@ -50,6 +51,7 @@ class Subject:
         argv: the program that it starts, and its arguments, or None.
         variables: names of the environment variables that the program is given.
         user: for whom it acts, or None if it acts for nobody in particular.
+        address: what it connects to or listens on, as `parse_address` has it, or None.
     """
 
     reads: str | None = None
@@ -59,6 +61,7 @@ class Subject:
     argv: tuple[str, ...] | None = None
     variables: tuple[str, ...] = ()
     user: str | None = None
+    address: str | None = None
 
 
 def subject_of(method: str, arguments: Arguments) -> Subject | None:
@@ -250,6 +253,24 @@ def _for_user(arguments: _Reader) -> Subject:
     return Subject(user=arguments.text(0, "username"))
 
 
+def _connect(arguments: _Reader) -> Subject:
+    return _address(arguments, listening=False)
+
+
+def _listen(arguments: _Reader) -> Subject:
+    return _address(arguments, listening=True)
+
+
+def _address(arguments: _Reader, *, listening: bool) -> Subject:
+    try:
+        address = parse_address(arguments.text(0, "address"), listening=listening)
+    except AddressError as error:
+        raise Unjudgeable(str(error)) from None
+    if isinstance(address, UnixAddress):
+        address = UnixAddress(resolve(address.path))
+    return Subject(address=str(address).lower() if isinstance(address, TcpAddress) else str(address))
+
+
 def _own_user() -> str:
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
@@ -263,7 +284,7 @@ class Entry:
 
     Attributes:
         describe: returns it for one call.
-        kinds: which conditions of rules it can meet: ``path``, ``run``, ``user``.
+        kinds: which conditions of rules it can meet: ``path``, ``run``, ``user``, ``address``.
     """
 
     describe: Callable[[_Reader], Subject]
@@ -281,6 +302,8 @@ SUBJECTS: dict[str, Entry] = {
     "va.write_tree": Entry(_write_tree, frozenset({"path"})),
     "guest.file_open": Entry(_file_open, frozenset({"path"})),
     "va.exec": Entry(_va_exec, frozenset({"run", "user"})),
+    "va.connect": Entry(_connect, frozenset({"address"})),
+    "va.listen": Entry(_listen, frozenset({"address"})),
     "guest.exec": Entry(_exec, frozenset({"run", "user"})),
     "guest.set_user_password": Entry(_for_user, frozenset({"user"})),
     "guest.ssh_get_authorized_keys": Entry(_for_user, frozenset({"user"})),

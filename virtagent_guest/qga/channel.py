@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import trio
 
+from virtagent_protocol.unixsocket import bind_unix
+
 from ..config import Channel
 from ..transports import Report, Transport, make_transport
-from ..transports.unix import UnixListen, bind_socket, socket_error
+from ..transports.unix import UnixListen, socket_error
 
 #: Clients that wait for their turn; one more is refused by the kernel, or waits in its connect().
 BACKLOG = 16
@@ -24,7 +26,7 @@ class QueueingListen(UnixListen):
     async def open(self, report: Report) -> trio.SocketStream:
         if self._listener is None:
             try:
-                bound = bind_socket(self.path)
+                bound = bind_unix(self.path)
             except OSError as error:
                 raise socket_error(self.path, error) from error
             self._bound = True

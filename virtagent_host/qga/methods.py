@@ -151,9 +151,9 @@ async def _getfile(agent: Agent, path: str, offset: int = 0, count: int = -1) ->
 async def _read_up_to(agent: Agent, handle: int, limit: int) -> bytes:
     content = bytearray()
     while len(content) < limit:
-        piece = await read_piece(agent, handle, min(PIECE, limit - len(content)))
+        piece, is_last = await read_piece(agent, handle, min(PIECE, limit - len(content)))
         content += piece
-        if not piece:
+        if is_last:
             break
     return bytes(content)
 
@@ -173,13 +173,14 @@ async def open_file(agent: Agent, path: str, mode: str) -> int:
     return handle
 
 
-async def read_piece(agent: Agent, handle: int, wanted: int) -> bytes:
-    """Read up to so many bytes; none at the end. Raises QgaError."""
+async def read_piece(agent: Agent, handle: int, wanted: int) -> tuple[bytes, bool]:
+    """Read up to so many bytes, and return them and whether they are the last. Raises QgaError."""
     found = await _execute(agent, "guest-file-read", {"handle": handle, "count": wanted})
-    piece = _bytes(member(as_struct(found, "the answer"), "buf-b64", str), "guest-file-read")
+    answer = as_struct(found, "the answer to guest-file-read")
+    piece = _bytes(member(answer, "buf-b64", str), "guest-file-read")
     if len(piece) > wanted:
         raise RemoteProtocolError("guest-file-read returned more than was asked for")
-    return piece
+    return piece, member(answer, "eof", bool) or not piece
 
 
 async def close_file(agent: Agent, handle: int) -> None:

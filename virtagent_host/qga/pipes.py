@@ -10,6 +10,8 @@ The rules:
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import trio
 
 from virtagent_protocol.errors import NotReady, RemoteProtocolError
@@ -106,6 +108,9 @@ class _Carrier:
         stream.check_sendable()
         stream.window.spend(count)
         return count
+
+    def gathering(self) -> AbstractContextManager[None]:
+        return nullcontext()  # each chunk goes by itself
 
     def send(self, stream: LinkStream, data: memoryview) -> Outgoing:
         self._taken += 1

@@ -25,6 +25,7 @@ from virtagent_protocol.qga.messages import QgaError
 from virtagent_protocol.stream import LinkStream
 from virtagent_protocol.trees.digests import DIGESTS, Digest, choose
 from virtagent_protocol.trees.entries import FILE, Entry, check_component
+from virtagent_protocol.trees.landing import part_name
 from virtagent_protocol.trees.listen import Listener
 from virtagent_protocol.trees.records import Kind, Record, RecordReader, encode, head
 from virtagent_protocol.values import Struct, Value, as_struct, member
@@ -33,8 +34,6 @@ from .methods import CLEAN_UP, Agent, Handler, close_file, open_file, read_piece
 
 #: Bytes of a file in one command.
 PIECE = 256 * KIB
-#: What is behind the name of a file that is not whole.
-PART = ".va-part"
 _ONE_FILE = "transfer of directories (it has single files only)"
 
 _FILES = frozenset({"guest-file-open", "guest-file-seek", "guest-file-read", "guest-file-close"})
@@ -66,7 +65,7 @@ async def _read_tree(agent: Agent, options: Struct) -> Value:
 
 
 async def _send(
-    agent: Agent, stream: LinkStream, handle: int, piece: bytes, size: int, digests: list[str]
+    agent: Agent, stream: LinkStream, handle: int, first: tuple[bytes, bool], size: int, digests: list[str]
 ) -> None:
     heard = Listener()
     try:
@@ -76,11 +75,12 @@ async def _send(
             digest, sent, failure = Digest(name), 0, ""
             try:
                 await stream.send_all(encode(Kind.START, digest=name) + Entry(FILE, size=size).encode())
+                piece, is_last = first
                 while piece:
                     digest.update(piece)
                     sent += len(piece)
                     await stream.send_all(head(Kind.DATA, len(piece)) + piece)
-                    piece = await read_piece(agent, handle, PIECE)
+                    piece, is_last = (b"", True) if is_last else await read_piece(agent, handle, PIECE)
                 end = encode(Kind.CLOSE, size=sent, digest=digest.hexdigest())
             except QgaError as error:
                 failure = error.desc
@@ -113,14 +113,21 @@ async def _write_tree(agent: Agent, options: Struct) -> Value:
     if into:
         check_component(into.encode())
     path = await _place(agent, _path(options), into)
-    handle = await open_file(agent, path + PART, "w")
+    part = _part(path)
+    handle = await open_file(agent, part, "w")
     try:
         receiving = _Receiving(agent, agent.accept(_stream(options)), path, handle, digests)
         agent.spawn(receiving.run)
     except BaseException:
-        await _clean_up(agent, handle, path + PART)
+        await _clean_up(agent, handle, part)
         raise
     return {"path": path}
+
+
+def _part(path: str) -> str:
+    """Return the path at which a file is written until it is whole: that of virtagent's agent."""
+    directory, name = os.path.split(path.encode())
+    return os.path.join(directory, part_name(name)).decode(errors="replace")
 
 
 async def _place(agent: Agent, path: str, into: str) -> str:
@@ -168,7 +175,7 @@ class _Receiving:
             self._stream.reset("cancelled")
             if self._digest is not None:
                 self._digest.close()
-            await _clean_up(self._agent, self._handle, "" if self._whole else self._path + PART)
+            await _clean_up(self._agent, self._handle, "" if self._whole else _part(self._path))
 
     async def _receive(self) -> None:
         reader = RecordReader()
@@ -242,7 +249,7 @@ class _Receiving:
         await self._agent.execute("guest-file-flush", {"handle": self._handle})
         await self._agent.execute("guest-file-close", {"handle": self._handle})
         self._handle = None
-        script = ["-c", _FINISH, self._path, self._path + PART, f"{self._mode:o}"]
+        script = ["-c", _FINISH, self._path, _part(self._path), f"{self._mode:o}"]
         ended = await run_program(self._agent, "/bin/sh", script)
         if ended.status != 0:
             words = ended.errors.decode(errors="replace").strip()[:1000]

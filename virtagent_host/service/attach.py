@@ -103,6 +103,8 @@ async def _serve_each_qemu(vm: Vm, monitor: Path, paths: VmPaths) -> None:
         await nursery.start(bridge.serve, paths.bridge)
         nursery.start_soon(_keep_serving, vm, bridge, monitor, paths.chardev)
         nursery.start_soon(_cancel_on_signal, vm, nursery.cancel_scope)
+        # It listens for signals when this is over.
+        await trio.lowlevel.checkpoint()
         notify("READY=1", status=f"{vm.name}: serving {paths.bridge}")
         await until_detached(vm)
         nursery.cancel_scope.cancel()

@@ -124,6 +124,8 @@ class Service:
             await nursery.start(bridge.serve, bridge_path)
             nursery.start_soon(self._serve_to_the_end, nursery.cancel_scope)
             nursery.start_soon(self._stop, stopper, nursery.cancel_scope)
+            # From here on a signal finds the stopper listening: nobody is told sooner that we are ready.
+            await trio.lowlevel.checkpoint()
             log.info("%s: attached, serving %s", self._vm.name, bridge_path)
             notify("READY=1", status=f"{self._vm.name}: serving {bridge_path}")
             await until_detached(self._vm)

@@ -180,7 +180,7 @@ class Command:
             )
         if not self.enabled:
             raise QgaError(
-                f"Command {self.name} has been disabled: file systems are frozen, thaw them first",
+                f"Command {self.name} has been disabled: the agent is in frozen state",
                 COMMAND_NOT_FOUND,
                 FaultCode.NOT_READY,
             )

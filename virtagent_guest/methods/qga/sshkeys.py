@@ -50,7 +50,7 @@ async def remove_authorized_keys(username: str, keys: list[str]) -> None:
 
 
 def _check_keys(keys: list[str]) -> None:
-    """Refuse what is no key. A blank one is passed over: virsh sends one for the last line feed of its file."""
+    """Refuse what is no key. A blank one is passed over: virsh sends one for its file's last line feed."""
     for key in keys:
         if key.startswith("#") or "\n" in key or "\r" in key:
             raise QgaError(f"invalid OpenSSH public key: '{key}'")
