@@ -13,7 +13,7 @@ ROOTFS := build/guest/rootfs-$(shell sha256sum scripts/build_rootfs.sh | cut -c 
 IMAGE := build/guest/disk.img
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-unit test-integration test-guest test-faults soak bench fuzz check setup guest-bundle guest-image install-guest install-guest-qga clean
+.PHONY: help demo test test-unit test-integration test-guest test-faults qga-table soak bench fuzz check setup guest-bundle guest-image install-guest install-guest-qga clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r target text; do printf '  %-18s %s\n' $$target "$$text"; done
@@ -35,6 +35,9 @@ test-guest: setup guest-image ## run the tests on a real guest
 
 test-faults: setup guest-image ## do every fault many times (FAULT_REPEAT, 100), for the table of docs/reliability.md
 	@FAULT_REPEAT=$${FAULT_REPEAT:-100} $(VENV)/pytest tests/faults
+
+qga-table: setup guest-image ## compare va-guest with the real qemu-ga in a guest, then write docs/qga.md
+	@PYTHONPATH=protocol:. $(VENV)/python -m tests.guest.qga_compare docs/qga.md
 
 soak: setup guest-image ## random faults for SOAK_SECONDS (1200) on processes and a guest, then write docs/reliability.md
 	@PYTHONPATH=protocol:. $(VENV)/python -m tests.faults.soak
