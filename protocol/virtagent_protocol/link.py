@@ -26,8 +26,9 @@ from .counters import Counters
 from .errors import LinkBroken, NotReady
 from .greeting import PATIENCE, Greeter
 from .limits import PeerLimits, Settings
-from .linkstate import LinkEvent, LinkState, LinkStateMachine, Status
+from .linkstate import LinkEvent, LinkState, Status
 from .messages import Cancel, Message, Request, Response, StreamCredit, StreamData
+from .observed import Observed
 from .outbox import Outbox, Outgoing, write_now
 from .reader import Drop, Event, MessageReader
 from .registry import Registry
@@ -50,7 +51,7 @@ STALL = 1.0
 _TALKING = (LinkState.READY, LinkState.FROZEN)
 
 
-class Link:
+class Link(Observed):
     """One end of a link.
 
     Args:
@@ -79,15 +80,13 @@ class Link:
         on_status: Callable[[Status], None] = lambda status: None,
         on_session: Callable[[Session, Session | None], None] = lambda session, previous: None,
     ) -> None:
+        super().__init__(on_status)
         settings = settings or Settings()
         add_builtin(registry, agent)
         self.counters = Counters()
         limits = PeerLimits(requests=settings.execute_max + settings.queue_max)
         self._own = Hello(role, "0" * 16, agent, boot_id, limits=limits, crc=crc)
-        self._on_status = on_status
         self._on_session = on_session
-        self._machine = LinkStateMachine(time.time())
-        self._status_changed = trio.Event()
 
         self._outbox = Outbox()
         self._calls = ClientJobs(settings, self._outbox, self.counters)
@@ -102,17 +101,10 @@ class Link:
         self._last_session: Session | None = None
         #: What ended the transport.
         self._loss: str | None = None
-        #: What went wrong last, and when (`time.time`).
-        self._last_error: tuple[str, float] | None = None
         #: Why there can be no session with who spoke last on this transport.
         self._refusal: str | None = None
 
     # --- What the owner sees -------------------------------------------------------------------------
-
-    @property
-    def status(self) -> Status:
-        """State, reason and since when."""
-        return self._machine.status
 
     @property
     def session(self) -> Session | None:
@@ -121,10 +113,8 @@ class Link:
 
     def figures(self) -> Struct:
         """Return counters and fill levels, for `va_status`."""
-        text, at = self._last_error or (None, None)
         return {
-            "last-error": text,
-            "last-error-at": at,
+            **self._error_figures(),
             "refusal": self._refusal,
             **self.counters.to_value(),
             "client-jobs": self._calls.figures(),
@@ -132,16 +122,6 @@ class Link:
             "streams": self._streams.figures(),
             "send-queue": len(self._outbox),
         }
-
-    def note_error(self, text: str) -> None:
-        """Remember what went wrong, for `figures`."""
-        self._last_error = (text, time.time())
-
-    async def wait_for(self, wanted: Callable[[Status], bool]) -> Status:
-        """Wait until a status is wanted, and return it."""
-        while not wanted(self.status):
-            await self._status_changed.wait()
-        return self.status
 
     async def call(self, method: str, *params: Value) -> Value:
         """Call a method of the peer.
@@ -155,7 +135,7 @@ class Link:
             LocalProtocolError: a parameter cannot be carried.
             RemoteProtocolError: the answer makes no sense.
         """
-        if self._session is None or self._machine.below.state not in _TALKING:
+        if self._session is None or self._below not in _TALKING:
             raise NotReady(f"{self.status.state.value}: {self.status.reason}")
         return await self._calls.call(method, list(params))
 
@@ -169,7 +149,7 @@ class Link:
 
     def hint(self, event: LinkEvent, reason: str) -> None:
         """Tell what is known of the port from elsewhere: QEMU's events, a hang-up."""
-        changed = self._machine.apply(event, reason, time.time())
+        changed = self._change(event, reason)
         if changed and event in (LinkEvent.PORT_CLOSED, LinkEvent.PORT_REMOVED):
             self._end_session(reason)
         self._notify(changed)
@@ -183,14 +163,10 @@ class Link:
         self._greeter.tell(self._own)
         self._apply_frozen()
 
-    def pause(self, reason: str) -> None:
-        """The VM was stopped: nothing is declared dead until `resume`."""
-        self._notify(self._machine.pause(reason, time.time()))
-
     def resume(self) -> None:
         """The VM runs again."""
         self._greeter.heard()
-        self._notify(self._machine.resume())
+        super().resume()
 
     # --- The life of a transport ---------------------------------------------------------------------
 
@@ -240,7 +216,7 @@ class Link:
         while self._reader.incomplete:
             with trio.move_on_after(STALL):
                 return await stream.receive_some(READ_SIZE)
-            if self._machine.below.state is not LinkState.GREETING:
+            if self._below is not LinkState.GREETING:
                 self._greeter.doubt()
                 break
             await self._abandon()
@@ -334,7 +310,7 @@ class Link:
 
     def _heard_again(self) -> None:
         self._greeter.heard()
-        if self._machine.below.state is LinkState.GREETING:
+        if self._below is LinkState.GREETING:
             self._apply(LinkEvent.HELLO, "the other end is heard again, in the same session")
             self._apply_frozen()
 
@@ -401,15 +377,6 @@ class Link:
         self._streams.end_session(f"the stream's session has ended: {reason}")
         self._calls.reset(f"the call's session has ended: {reason}")
         self._serving.reset()
-
-    def _apply(self, event: LinkEvent, reason: str) -> None:
-        self._notify(self._machine.apply(event, reason, time.time()))
-
-    def _notify(self, changed: bool) -> None:
-        if changed:
-            self._status_changed.set()
-            self._status_changed = trio.Event()
-            self._on_status(self.status)
 
 
 def _how(error: Exception) -> str:

@@ -20,13 +20,12 @@ STEPS = (YEAR, -YEAR, 0, 3600, -1, 2, 0)
 
 #: Who may ask for the wall clock at all: what tells people when something happened.
 WALL_CLOCK = {
-    "protocol/virtagent_protocol/link.py",  # since when a state lasts; when an error was
+    "protocol/virtagent_protocol/observed.py",  # since when a state lasts; when an error was
     "virtagent_host/bridge/server.py",  # timestamps of events, as QMP has them
     "virtagent_host/bridge/session.py",  # the same, for one client
     "virtagent_host/cli/qmp.py",  # printing those
     "virtagent_host/cli/exec.py",  # printing when a job was started
     "virtagent_host/frontend/listing.py",  # printing when a file was modified
-    "virtagent_host/qga/link.py",  # as protocol's link
     "virtagent_guest/jobs/job.py",  # when a job was started, and ended
     "virtagent_guest/freeze/client.py",  # since when something is frozen
     # The clock itself is what these are about.

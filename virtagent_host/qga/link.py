@@ -13,7 +13,6 @@ The rules:
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -29,7 +28,8 @@ from virtagent_protocol.errors import (
     SessionReset,
     VirtagentError,
 )
-from virtagent_protocol.linkstate import LinkEvent, LinkState, LinkStateMachine, Status
+from virtagent_protocol.linkstate import LinkEvent, LinkState, Status
+from virtagent_protocol.observed import Observed
 from virtagent_protocol.qga.messages import COMMAND_NOT_FOUND, QgaError
 from virtagent_protocol.session import Hello, Role, Session
 from virtagent_protocol.stream import LinkStream
@@ -74,7 +74,7 @@ class _Info:
     commands: frozenset[str]
 
 
-class QgaLink:
+class QgaLink(Observed):
     """See `GuestLink`.
 
     Args:
@@ -88,11 +88,9 @@ class QgaLink:
         on_status: Callable[[Status], None] = lambda status: None,
         on_session: Callable[[Session, Session | None], None] = lambda session, previous: None,
     ) -> None:
+        super().__init__(on_status)
         self.counters = Counters()
-        self._on_status = on_status
         self._on_session = on_session
-        self._machine = LinkStateMachine(time.time())
-        self._status_changed = trio.Event()
         self._conversation: Conversation | None = None
         self._nursery: trio.Nursery | None = None
         self._pipes = Pipes()
@@ -100,15 +98,9 @@ class QgaLink:
         self._info: _Info | None = None
         self._session: Session | None = None
         self._last_session: Session | None = None
-        self._last_error: tuple[str, float] | None = None
         self._heard = 0.0
 
     # --- What the owner sees -------------------------------------------------------------------------
-
-    @property
-    def status(self) -> Status:
-        """State, reason and since when."""
-        return self._machine.status
 
     @property
     def session(self) -> Session | None:
@@ -117,18 +109,7 @@ class QgaLink:
 
     def figures(self) -> Struct:
         """Return counters, for `va_status`."""
-        text, at = self._last_error or (None, None)
-        return {"last-error": text, "last-error-at": at, "refusal": None, **self.counters.to_value()}
-
-    def note_error(self, text: str) -> None:
-        """Remember what went wrong, for `figures`."""
-        self._last_error = (text, time.time())
-
-    async def wait_for(self, wanted: Callable[[Status], bool]) -> Status:
-        """Wait until a status is wanted, and return it."""
-        while not wanted(self.status):
-            await self._status_changed.wait()
-        return self.status
+        return {**self._error_figures(), "refusal": None, **self.counters.to_value()}
 
     async def call(self, method: str, *params: Value) -> Value:
         """Call a method: one of `METHODS`, ``va.capabilities``, or a command as ``guest.…``.
@@ -140,7 +121,7 @@ class QgaLink:
             RemoteProtocolError: what it answered makes no sense.
         """
         conversation, info = self._conversation, self._info
-        if conversation is None or info is None or self._machine.below.state not in _TALKING:
+        if conversation is None or info is None or self._below not in _TALKING:
             raise NotReady(f"{self.status.state.value}: {self.status.reason}")
         try:
             result = await self._call(conversation, info, method, params)
@@ -168,21 +149,17 @@ class QgaLink:
 
     def hint(self, event: LinkEvent, reason: str) -> None:
         """Tell what is known of the port from elsewhere: QEMU's events, a hang-up."""
-        changed = self._machine.apply(event, reason, time.time())
+        changed = self._change(event, reason)
         if changed and event in (LinkEvent.PORT_CLOSED, LinkEvent.PORT_REMOVED):
             self._end_session()
             if self._conversation is not None:
                 self._conversation.lose(reason)
         self._notify(changed)
 
-    def pause(self, reason: str) -> None:
-        """The VM was stopped: nothing is declared dead until `resume`."""
-        self._notify(self._machine.pause(reason, time.time()))
-
     def resume(self) -> None:
         """The VM runs again."""
         self._heard = trio.current_time()
-        self._notify(self._machine.resume())
+        super().resume()
 
     # --- The life of a transport ---------------------------------------------------------------------
 
@@ -317,15 +294,6 @@ class QgaLink:
             self.counters.resets += 1
         self._pipes.end("the session with the guest's agent has ended")
         self._session = self._info = None
-
-    def _apply(self, event: LinkEvent, reason: str) -> None:
-        self._notify(self._machine.apply(event, reason, time.time()))
-
-    def _notify(self, changed: bool) -> None:
-        if changed:
-            self._status_changed.set()
-            self._status_changed = trio.Event()
-            self._on_status(self.status)
 
 
 class _Agent:
