@@ -8,8 +8,9 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have Ctrl-C work here and in all that the tests start, though a shell has begun this in the background.
+    """Have signals do here, and in all that the tests start, what they do by default.
 
-    There SIGINT is ignored, and every process would inherit that.
+    A shell without job control has a background job ignore SIGINT, nohup SIGHUP; every process inherits that.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
