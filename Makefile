@@ -13,7 +13,7 @@ ROOTFS := build/guest/rootfs-$(shell sha256sum scripts/build_rootfs.sh | cut -c 
 IMAGE := build/guest/disk.img
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-unit test-integration test-guest test-faults qga-table soak bench fuzz check setup guest-bundle guest-image install-guest install-guest-qga clean
+.PHONY: help demo test test-unit test-integration test-guest test-faults qga-table soak bench fuzz check setup setup-tests guest-bundle guest-image install-guest install-guest-qga clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r target text; do printf '  %-18s %s\n' $$target "$$text"; done
@@ -21,22 +21,22 @@ help: ## list the targets
 demo: setup guest-image ## boot a Debian guest, attach to it, call it, shut it down
 	@$(VENV)/python scripts/demo.py
 
-test: setup guest-image ## run all tests
+test: setup-tests guest-image ## run all tests
 	@$(VENV)/pytest
 
 test-unit: setup ## run the tests without I/O
 	@$(VENV)/pytest tests/unit
 
-test-integration: setup ## run the tests with processes and sockets
+test-integration: setup-tests ## run the tests with processes and sockets
 	@$(VENV)/pytest tests/integration
 
-test-guest: setup guest-image ## run the tests on a real guest
+test-guest: setup-tests guest-image ## run the tests on a real guest
 	@$(VENV)/pytest tests/guest
 
 test-faults: setup guest-image ## do every fault many times (FAULT_REPEAT, 100), for the table of docs/reliability.md
 	@FAULT_REPEAT=$${FAULT_REPEAT:-100} $(VENV)/pytest tests/faults
 
-qga-table: setup guest-image ## compare va-guest with the real qemu-ga in a guest, then write docs/qga.md
+qga-table: setup-tests guest-image ## compare va-guest with the real qemu-ga in a guest, then write docs/qga.md
 	@PYTHONPATH=protocol:. $(VENV)/python -m tests.guest.qga_compare docs/qga.md
 
 soak: setup guest-image ## random faults for SOAK_SECONDS (1200) on processes and a guest, then write docs/reliability.md
@@ -44,7 +44,7 @@ soak: setup guest-image ## random faults for SOAK_SECONDS (1200) on processes an
 	@PYTHONPATH=protocol:. $(VENV)/python -m tests.faults.report >build/reliability.md
 	@mv build/reliability.md docs/reliability.md
 
-bench: setup guest-image ## measure qemu-ga and va-guest side by side (BENCH="--quick --native-only …"), into build/bench.json
+bench: setup-tests guest-image ## measure qemu-ga and va-guest side by side (BENCH="--quick --native-only …"), into build/bench.json
 	@PYTHONPATH=protocol:. $(VENV)/python -m benchmarks $(BENCH)
 
 fuzz: setup ## fuzz each parser for FUZZ_SECONDS (60)
@@ -59,6 +59,9 @@ check: setup ## lint, format check and type check
 
 setup: ## install Debian packages and .venv, if missing
 	@scripts/setup.sh $(PYTHON)
+
+setup-tests: setup ## install what the tests need besides: libvirt, and a qemu-ga to compare with
+	@scripts/setup_tests.sh
 
 guest-bundle: $(BUNDLE) ## make build/va-guest.pyz, the agent in one file
 

@@ -31,34 +31,3 @@ if ! sha256sum --check --status "$stamp" 2>/dev/null; then
     .venv/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
     sha256sum pyproject.toml >"$stamp"
 fi
-
-# libvirt, for a test that starts a daemon of its own (tests/guest/test_libvirt.py). No service is to run here because of
-# us: libvirt-daemon-system, which has Debian 12's units, is left out, and units that come nevertheless (Debian 13 has
-# them in other packages) are neither started, by policy-rc.d, nor enabled.
-libvirt=(libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients)
-if [ ! -x /usr/sbin/libvirtd ] || [ ! -x /usr/bin/virsh ]; then
-    echo "setup: installing Debian packages: ${libvirt[*]}"
-    policy=/usr/sbin/policy-rc.d
-    [ -e $policy ] && policy= || printf '#!/bin/sh\nexit 101\n' | as_root install -m 0755 /dev/stdin $policy
-    if as_root env DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends "${libvirt[@]}" </dev/null >/dev/null; then
-        mapfile -t units < <(dpkg-query --show --showformat='${Package}\n' 'libvirt-daemon*' | xargs dpkg-query --listfiles 2>/dev/null |
-            sed -n 's|.*/systemd/system/\([^/]*\.\(service\|socket\)\)$|\1|p')
-        [ ${#units[@]} = 0 ] || as_root systemctl --quiet disable "${units[@]}" || true
-    else
-        echo "setup: no libvirt to be had; the test that needs it is skipped" >&2
-    fi
-    [ -z "$policy" ] || as_root rm $policy
-fi
-
-# QEMU's own guest agent, for tests that compare. Unpacked, not installed: its package would start a service here.
-if [ ! -e build/qemu-ga ]; then
-    echo "setup: unpacking qemu-guest-agent into build/qemu-ga"
-    scratch=$(mktemp -d)
-    if (cd "$scratch" && apt-get download --quiet=2 --option APT::Sandbox::User=root qemu-guest-agent) &&
-        mkdir -p build && dpkg-deb --extract "$scratch"/*.deb "$scratch/root"; then
-        mv "$scratch/root" build/qemu-ga
-    else
-        echo "setup: no qemu-guest-agent to be had; tests that compare with it are skipped" >&2
-    fi
-    rm -rf "$scratch"
-fi
