@@ -18,6 +18,7 @@ from typing import Protocol
 import trio
 
 from .errors import RemoteProtocolError
+from .exclusive import Exclusive
 from .limits import STREAM_WINDOW
 from .outbox import Outgoing
 from .windows import ReceiveWindow, SendWindow
@@ -66,7 +67,7 @@ class LinkStream(trio.abc.HalfCloseableStream):
         #: Chunks that the writer has not taken, and their lengths.
         self._queued: deque[tuple[Outgoing, int]] = deque()
         self._may_send = trio.Event()
-        self._sending = False
+        self._sending = Exclusive("another task is sending on this stream")
         self._sent_end = False
         #: Why nothing can be sent any more, though the stream may still be read.
         self._unread: str | None = None
@@ -74,7 +75,7 @@ class LinkStream(trio.abc.HalfCloseableStream):
         self._arrived: deque[bytes] = deque()
         self._in_window = ReceiveWindow(STREAM_WINDOW)
         self._may_receive = trio.Event()
-        self._receiving = False
+        self._receiving = Exclusive("another task is receiving from this stream")
         self._received_end = False
         # Both
         self._closed = False
@@ -87,7 +88,7 @@ class LinkStream(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send *data*; wait while the receiver gives no credit, or other streams have their turn."""
-        with self._send_guard():
+        with self._sending:
             await trio.lowlevel.checkpoint()
             self.check_sendable()
             with memoryview(data) as view, view.cast("B") as rest:
@@ -101,7 +102,7 @@ class LinkStream(trio.abc.HalfCloseableStream):
 
     async def wait_send_all_might_not_block(self) -> None:
         """Return when `send_all` of a byte might go through at once."""
-        with self._send_guard():
+        with self._sending:
             await trio.lowlevel.checkpoint()
             self.check_sendable()
             await self._room()
@@ -110,7 +111,7 @@ class LinkStream(trio.abc.HalfCloseableStream):
 
     async def send_eof(self) -> None:
         """End our half; the other end can still send."""
-        with self._send_guard():
+        with self._sending:
             await trio.lowlevel.checkpoint()
             if self._closed:
                 raise trio.ClosedResourceError(f"stream {self.id} was closed")
@@ -147,9 +148,6 @@ class LinkStream(trio.abc.HalfCloseableStream):
         while len(self._queued) >= QUEUED_MAX:
             await self.sendable()
 
-    def _send_guard(self) -> _Guard:
-        return _Guard(self, "_sending", "another task is sending on this stream")
-
     def _end(self, reason: str) -> None:
         """Tell the other end, behind all that was sent."""
         self._sent_end = True
@@ -165,7 +163,7 @@ class LinkStream(trio.abc.HalfCloseableStream):
             raise TypeError("max_bytes must be an integer")
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
-        with _Guard(self, "_receiving", "another task is receiving from this stream"):
+        with self._receiving:
             await trio.lowlevel.checkpoint()
             while True:
                 if self._closed:
@@ -268,18 +266,3 @@ class LinkStream(trio.abc.HalfCloseableStream):
     def _wake(self) -> None:
         self._may_send.set()
         self._may_receive.set()
-
-
-class _Guard:
-    """A block that one task may be in at a time; a second one is a bug of the caller, and raises."""
-
-    def __init__(self, stream: LinkStream, flag: str, complaint: str) -> None:
-        self._stream, self._flag, self._complaint = stream, flag, complaint
-
-    def __enter__(self) -> None:
-        if getattr(self._stream, self._flag):
-            raise trio.BusyResourceError(self._complaint)
-        setattr(self._stream, self._flag, True)
-
-    def __exit__(self, *_: object) -> None:
-        setattr(self._stream, self._flag, False)

@@ -25,6 +25,7 @@ from collections.abc import Callable
 import trio
 
 from virtagent_protocol.errors import VirtagentError
+from virtagent_protocol.exclusive import Exclusive
 
 from .base import Report, Transport, open_error
 
@@ -76,8 +77,8 @@ class VirtioPortStream(trio.abc.Stream):
         self._host_connected = False
         self._readable = _Edges(fd)
         self._writable = _Edges(fd)
-        self._receiving = _Exclusive("another task is receiving on this port")
-        self._sending = _Exclusive("another task is sending on this port")
+        self._receiving = Exclusive("another task is receiving on this port")
+        self._sending = Exclusive("another task is sending on this port")
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return at least one byte, waiting for the host as long as it takes.
@@ -209,19 +210,3 @@ class _Edges:
         # Wakes the task in wait(), if there is one, with ClosedResourceError.
         trio.lowlevel.notify_closing(self._epoll.fileno())
         self._epoll.close()
-
-
-class _Exclusive:
-    """A block that one task may be in at a time; a second one is a bug of the caller, and raises."""
-
-    def __init__(self, complaint: str) -> None:
-        self._complaint = complaint
-        self._taken = False
-
-    def __enter__(self) -> None:
-        if self._taken:
-            raise trio.BusyResourceError(self._complaint)
-        self._taken = True
-
-    def __exit__(self, *_exc: object) -> None:
-        self._taken = False

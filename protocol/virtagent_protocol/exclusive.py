@@ -1,0 +1,25 @@
+"""A block that one task may be in at a time: what streams promise of sending and of receiving."""
+
+from __future__ import annotations
+
+import trio
+
+
+class Exclusive:
+    """A second task that enters is a bug of the caller, and raises.
+
+    Args:
+        complaint: the words of the `trio.BusyResourceError`.
+    """
+
+    def __init__(self, complaint: str) -> None:
+        self._complaint = complaint
+        self._taken = False
+
+    def __enter__(self) -> None:
+        if self._taken:
+            raise trio.BusyResourceError(self._complaint)
+        self._taken = True
+
+    def __exit__(self, *_: object) -> None:
+        self._taken = False
