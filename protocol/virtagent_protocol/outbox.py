@@ -88,7 +88,7 @@ class Outbox:
 
     def __exit__(self, *_: object) -> None:
         self._gathering -= 1
-        if not self._gathering and self._queue:
+        if not self._gathering and (self._begun is not None or self._queue):
             self._flush()
 
     def _flush(self) -> None:
@@ -122,6 +122,25 @@ class Outbox:
         if not self._gathering:
             self._filled.set()
         return outgoing
+
+    def reply(self, message: Message) -> Outgoing | None:
+        """Send a reply that nobody will discard, at once if nothing stands before it.
+
+        Returns:
+            None if it is written; else what waits, for its `on_written` to be set.
+
+        Raises:
+            LocalProtocolError: see `put`.
+        """
+        if not (self._gathering and self._idle) or self._begun is not None or self._queue:
+            return self.put(message, Lane.REPLY)
+        outgoing = Outgoing(encode(message, crc=self.crc))
+        outgoing.written = self._write_now(outgoing.data) if self._write_now is not None else 0
+        if outgoing.written < len(outgoing.data):
+            self._begun = outgoing
+            return outgoing
+        self._on_sent(outgoing)
+        return None
 
     async def take(self) -> Outgoing:
         """Wait for the next message in the queue's order and take it. For the writer task only."""

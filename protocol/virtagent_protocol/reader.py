@@ -165,11 +165,14 @@ _STREAM_LINE = re.compile(rb"(PUT|POST|DELETE) /streams/([1-9][0-9]{0,9}|(?<=POS
 _HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[!-~](?:[ -~\t]*[!-~])?)?)[ \t]*")
 
 
-_PLAIN_RPC = re.compile(
-    rb"(POST /RPC2 HTTP/1\.1|HTTP/1\.1 200 OK)\r\nContent-Type: text/xml\r\n"
-    rb"X-Virtagent-Client-Tag: (%b)\r\nX-Virtagent-Session: (%b)\r\nContent-Length: (%b)"
+#: The head of a request or response as `messages.encode` writes it, with the end of the message before it.
+_PLAIN_HEAD = re.compile(
+    rb"\xff{1,2}(?:(POST /RPC2 HTTP/1\.1)|HTTP/1\.1 200 OK)\r\nContent-Type: text/xml\r\n"
+    rb"X-Virtagent-Client-Tag: (%b)\r\nX-Virtagent-Session: (%b)\r\nContent-Length: (%b)\r\n\r\n"
     % (TAG.pattern, SESSION.pattern, _SYNTAX[_LENGTH].pattern)
 )
+#: Bytes of a body up to which it is cut out of the buffer in the simplest way, which copies it twice.
+_SHORT = 4096
 
 
 class MessageReader:
@@ -261,10 +264,28 @@ class MessageReader:
                 return None
             self._hunting = False
         if self._head is None:
+            if self._at == len(self._buffer):
+                return None
+            if not self.crc_required and (message := self._read_plain()) is not None:
+                return message
             self._head = self._read_head()
             if self._head is None:
                 return None
         return self._read_body(self._head)
+
+    def _read_plain(self) -> Message | None:
+        """Read a short request or response that is all there and just as `messages.encode` writes it, which
+        nearly all are, in a tenth of the time that the other way takes; None: it is another."""
+        match = _PLAIN_HEAD.match(self._buffer, self._at)
+        if match is None:
+            return None
+        start, length = match.end(), int(match[4])
+        end = start + length
+        if length > _SHORT or len(self._buffer) <= end or self._buffer[end] != MAGIC:
+            return None
+        self._at = end + 1
+        build = Request if match[1] else Response
+        return build(match[2].decode(), bytes(self._buffer[start:end]), match[3].decode())
 
     def _read_head(self) -> _Head | None:
         buffer = self._buffer
@@ -298,7 +319,7 @@ class MessageReader:
                 raise _Illegal(DropCause.HEADER_TOO_LONG)
             return None
         self._at = end + 4
-        return _plain_head(block) or _parse_head(block)
+        return _parse_head(block)
 
     def _read_body(self, head: _Head) -> Message | None:
         end = self._at + head.length
@@ -327,16 +348,6 @@ class MessageReader:
             else:
                 self._searched_to = end
             raise _Illegal(DropCause.CRC)
-
-
-def _plain_head(block: bytes) -> _Head | None:
-    """Read the head of a request or response as `messages.encode` writes it, which nearly all are, in a tenth
-    of the time that `_parse_head` takes; None: it is another."""
-    match = _PLAIN_RPC.fullmatch(block)
-    if match is None or int(match[4]) > BODY_MAX:
-        return None
-    headers = {_TAG: match[2], _SESSION: match[3], _LENGTH: match[4]}
-    return _Head(_RPC_FORMS[match[1]].build, [], 0, headers, int(match[4]))
 
 
 # All full chunks of a stream have the same head, and most of them follow one another.

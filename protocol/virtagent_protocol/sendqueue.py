@@ -49,6 +49,9 @@ class SendQueue(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._lanes))
 
+    def __bool__(self) -> bool:
+        return any(self._lanes)
+
     def put(self, item: T, lane: Lane) -> None:
         """Append an item to a lane."""
         self._lanes[lane].append(item)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtagent_protocol import reader, xmlrpc
+from virtagent_protocol import xmlrpc
 from virtagent_protocol.errors import RemoteProtocolError
-from virtagent_protocol.messages import Request, Response, encode
+from virtagent_protocol.messages import Message, Request, Response, encode
+from virtagent_protocol.reader import Event, MessageReader
 from virtagent_protocol.values import Value
 
 SESSION = "0123456789abcdef-fedcba9876543210"
@@ -53,20 +54,43 @@ def _outcome(read: object, body: bytes) -> object:
         return str(error)
 
 
-def test_the_heads_of_requests_and_responses_are_the_same_read_by_a_match_or_line_by_line() -> None:
-    for message in (Request("tag", b"body", SESSION), Response("!~", b"", SESSION)):
-        block = encode(message)[1:].partition(b"\r\n\r\n")[0]
-        plain, parsed = reader._plain_head(block), reader._parse_head(block)
-        assert plain is not None
-        assert plain.build is parsed.build
-        assert plain.length == parsed.length
-        build = plain.build
-        assert build(plain.headers, 0, message.body) == build(parsed.headers, 0, message.body) == message
+messages = st.builds(
+    lambda kind, tag, body: kind(tag, body, SESSION),
+    st.sampled_from([Request, Response]),
+    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=62),
+    st.binary(max_size=100),
+)
+
+
+def _read_without_a_match(data: bytes) -> list[Event]:
+    slow = MessageReader()
+    slow._read_plain = lambda: None  # type: ignore[method-assign]
+    return slow.feed(data)
+
+
+@given(st.lists(messages, max_size=3), st.binary(max_size=20), st.integers(0, 300))
+def test_requests_and_responses_are_the_same_read_by_a_match_or_line_by_line(
+    sent: list[Message], change: bytes, at: int
+) -> None:
+    data = b"".join(map(encode, sent))
+    assert MessageReader().feed(data) == _read_without_a_match(data) == sent
+    garbled = bytearray(data)
+    garbled[at : at + len(change)] = change
+    assert MessageReader().feed(bytes(garbled)) == _read_without_a_match(bytes(garbled))
 
 
 def test_heads_of_any_other_kind_are_left_to_the_parser() -> None:
-    for message in (Request("tag", b"body"), Request("tag", b"body", SESSION)):
-        block = encode(message, crc=True)[1:].partition(b"\r\n\r\n")[0]
-        assert reader._plain_head(block) is None
-    long = encode(Request("tag", b"", SESSION)).replace(b"Content-Length: 0", b"Content-Length: 9999999")
-    assert reader._plain_head(long[1:].partition(b"\r\n\r\n")[0]) is None
+    session_less, summed_up = encode(Request("tag", b"body")), encode(Request("tag", b"", SESSION), crc=True)
+    longer = encode(Request("tag", b"", SESSION)).replace(b"Content-Length: 0", b"Content-Length: 9999999")
+    for data in (session_less, summed_up, longer, encode(Request("tag", b"x" * 5000, SESSION))):
+        reader = MessageReader()
+        reader._hunting = False
+        reader._buffer += data
+        assert reader._read_plain() is None
+
+
+def test_messages_are_written_the_same_with_and_without_the_headers_in_a_list() -> None:
+    for message in (Request("tag", b"body", SESSION), Response("!~", b"", SESSION)):
+        summed_up = encode(message, crc=True)
+        head, _, rest = summed_up.partition(b"\r\nX-Virtagent-CRC: ")
+        assert encode(message) == head + rest[8:]

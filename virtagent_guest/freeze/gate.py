@@ -20,6 +20,7 @@ SAFE = frozenset(
         *("va.read_tree", "va.list", "va.stat"),
         *("va.freeze", "va.renew_freeze", "va.thaw", "va.freeze_status"),
         "va.reseed",
+        "va.stats",
         *("va.jobs", "va.job_attach", "va.job_signal", "va.job_resize", "va.job_forget"),
     }
 )
@@ -45,6 +46,9 @@ class FreezeGate(Gate):
             raise Fault(
                 FaultCode.NOT_READY, f"{method} is refused while file systems are frozen: thaw them first"
             )
+
+    def passes(self, method: str) -> bool:
+        return self._inner.passes(method) and (method in SAFE or not self._freezer.holding)
 
     def forbidden(self, methods: list[str]) -> list[str] | None:
         return self._inner.forbidden(methods)

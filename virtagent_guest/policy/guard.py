@@ -79,6 +79,9 @@ class _GuardedGate(Gate):
     async def admit(self, method: str, params: list[Value]) -> None:
         await self._guard.admit(method, params, self._origin)
 
+    def passes(self, method: str) -> bool:
+        return not self._guard.policy.in_force
+
     def forbidden(self, methods: list[str]) -> list[str] | None:
         policy = self._guard.policy
         if not policy.in_force:
