@@ -89,7 +89,9 @@ def guest_faults(stage: GuestStage) -> dict[str, Fault]:
             await stage.plug_in(client, CHARDEV_ID)
 
     async def guest_reset() -> None:
+        end_of_log = stage.vm.log_size()
         await stage.vm.qmp("system_reset")
+        await stage.vm.spoken(after=end_of_log)
 
     # A reset takes as long as ten of the others.
     often = (agent_killed, host_killed, vm_stopped, port_replugged)

@@ -245,8 +245,10 @@ async def test_a_guest_whose_panic_stops_the_vm(machine: Machine) -> None:
             await stage.until(lambda status: status["reason"] == "the guest has panicked")
             assert "not ready: paused: the guest has panicked" in await stage.lab.fail(4, "ping")
             begun.append(time.monotonic())
+            end_of_log = stage.vm.log_size()
             await stage.vm.qmp("system_reset")
             await stage.vm.qmp("cont")
+            await stage.vm.spoken(after=end_of_log)
 
         begun: list[float] = []
         started = time.monotonic()

@@ -14,13 +14,14 @@ PORT_CLOSED = "the guest has closed the port: no agent runs there"
 
 async def test_a_call_in_flight_fails_with_the_reason_when_the_guest_is_reset(attached: Attached) -> None:
     vm, lab = attached.vm, attached.lab
-    end_of_log = vm.log_size()
     async with lab.client() as watcher:
         failure, seconds = await attached.fail_in_flight(lambda: vm.qmp("system_reset"))
+        end_of_log = vm.log_size()
         assert failure == f"broken: the call's session has ended: {PORT_CLOSED}"
         assert seconds < AT_ONCE
         assert f"not ready: port-closed: {PORT_CLOSED}" in await lab.fail(4, "ping")
 
+        await vm.spoken(after=end_of_log)
         hello = await watcher.event("VA_GUEST_HELLO")
         assert hello["rebooted"] is True
     assert "the guest was rebooted" in (await lab.ready())["reason"]
