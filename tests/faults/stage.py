@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 AGENT = Path(__file__).with_name("agent.py")
 
 #: Seconds for anything to be ready again: a reboot under TCG on a busy machine.
-AGAIN_WITHIN = 120.0
+AGAIN_WITHIN = 300.0
 #: Seconds between two looks at what sends no event.
 LOOK_EVERY = 0.02
 #: Seconds until a dead agent is started again: by its supervisor, as systemd would.
