@@ -52,7 +52,7 @@ async def execute(vm: VirtualMachine, arguments: Arguments, client: Client) -> o
         fds = _take(arguments, client)
         try:
             with _within(arguments["timeout"]):
-                return await jobs.run(vm, client, request, fds)
+                return await jobs.run(vm, client, request, fds, arguments.get("session"))
         except BaseException:
             fds.close()
             raise
@@ -71,7 +71,7 @@ async def exec_wait(vm: VirtualMachine, arguments: Arguments, client: Client) ->
     """Handle `va_exec_wait`."""
     from .streams import jobs
 
-    return await jobs.wait(client, arguments["id"])
+    return await jobs.wait(client, arguments["id"], arguments.get("session"))
 
 
 async def list_jobs(vm: VirtualMachine, arguments: Arguments, client: Client) -> object:
@@ -89,7 +89,7 @@ async def attach(vm: VirtualMachine, arguments: Arguments, client: Client) -> ob
     fds = _take(arguments, client)
     try:
         offsets = (arguments["offset"], arguments["stderr-offset"])
-        return await jobs.attach(vm, client, arguments["id"], offsets, fds)
+        return await jobs.attach(vm, client, arguments["id"], offsets, fds, arguments.get("session"))
     except BaseException:
         fds.close()
         raise
@@ -177,7 +177,7 @@ def _decoded(text: str, encoding: str, name: str) -> bytes:
 
 
 def _job(job: Struct) -> dict[str, Any]:
-    from .streams.jobs import read_outcome
+    from virtagent_protocol.outcome import read_outcome
 
     state = member(job, "state", str)
     argv = [

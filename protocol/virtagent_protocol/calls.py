@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 
 import trio
 
@@ -33,14 +34,25 @@ _log = logging.getLogger("virtagent.calls")
 class ClientJob(Job[ClientState]):
     """A call that we make."""
 
-    def __init__(self, tag: str, body: bytes) -> None:
+    def __init__(self, tag: str, body: bytes, on_taken: Callable[[], None]) -> None:
         super().__init__(tag, ClientState.NEW)
         self.body = body
+        #: Called when it is sure to go out.
+        self.on_taken = on_taken
         self.outgoing: Outgoing | None = None
         #: Set when there is a response or an error.
         self.done = trio.Event()
-        self.response: bytes | None = None
+        self.response: Response | None = None
         self.error: SessionReset | None = None
+
+    def taken(self) -> None:
+        """The writer has it."""
+        self.advance(ClientState.SENT)
+        self.on_taken()
+
+
+def _nothing() -> None:
+    pass
 
 
 class ClientJobs:
@@ -105,24 +117,43 @@ class ClientJobs:
             LocalProtocolError: a parameter cannot be carried, or the call does not fit the peer's limits.
             SessionReset: the session ended first.
         """
+        response = await self.exchange(method, params)
+        try:
+            return _outcome(response)
+        except RemoteFault as fault:
+            if fault.kind is FailureKind.FORBIDDEN:
+                # The other end logs it by the same tag.
+                _log.warning("%s %s: forbidden by the other end: %s", method, response.tag, fault)
+            raise
+
+    async def exchange(
+        self, method: str, params: list[Value], on_taken: Callable[[], None] = _nothing
+    ) -> Response:
+        """Call a method of the peer and return its response as it came. A session must stand.
+
+        Args:
+            method, params: as for `call`.
+            on_taken: called when the request is sure to go out, before all that is sent from then on.
+
+        Raises:
+            LocalProtocolError, SessionReset: as `call`.
+        """
         body = xmlrpc.encode_call(method, params)
         if len(body) > self._peer.body:
             raise LocalProtocolError(
                 f"the call of {method} has {len(body)} bytes, the other end takes {self._peer.body}"
             )
-        job = ClientJob(self.next_tag(), body)
+        job = ClientJob(self.next_tag(), body, on_taken)
         self._jobs[job.tag] = job
         self._waiting.append(job)
         try:
             with self._outbox:
                 self._grant()
             await job.done.wait()
-            return _outcome(job)
-        except RemoteFault as fault:
-            if fault.kind is FailureKind.FORBIDDEN:
-                # The other end logs it by the same tag.
-                _log.warning("%s %s: forbidden by the other end: %s", method, job.tag, fault)
-            raise
+            if job.error is not None:
+                raise job.error
+            assert job.response is not None
+            return job.response
         finally:
             self._retire(job)
 
@@ -135,7 +166,7 @@ class ClientJobs:
             self._counters.drops["late-reply" if late else "unknown-reply"] += 1
             return
         job.advance(ClientState.READ)
-        job.response = response.body
+        job.response = response
         job.done.set()
 
     def _grant(self) -> None:
@@ -146,7 +177,7 @@ class ClientJobs:
             job.outgoing = self._outbox.put(
                 Request(job.tag, job.body, self._session),
                 Lane.REQUEST,
-                on_taken=lambda job=job: job.advance(ClientState.SENT),  # type: ignore[misc]
+                on_taken=job.taken,
             )
 
     def _retire(self, job: ClientJob) -> None:
@@ -172,11 +203,8 @@ def _outcome_name(job: ClientJob) -> str:
     return "cancelled" if job.response is None else "answered"
 
 
-def _outcome(job: ClientJob) -> Value:
-    if job.error is not None:
-        raise job.error
-    assert job.response is not None
-    result, fault = xmlrpc.decode_response(job.response)
+def _outcome(response: Response) -> Value:
+    result, fault = xmlrpc.decode_response(response.body)
     if fault is not None:
         raise RemoteFault(*fault)
     return result

@@ -86,6 +86,12 @@ class FaultCode(IntEnum):
     READ_FAILED = 7
     #: The operation started and failed.
     FAILED = 8
+    #: There is no such thing (a user's session, …) where there might be one.
+    NOT_THERE = 9
+    #: What would have answered failed meanwhile; whether it acted on the call is not known.
+    BROKEN = 10
+    #: What would have answered has not done so in the time that the call gave it.
+    TIMED_OUT = 11
 
 
 _KIND_OF_FAULT = {
@@ -94,6 +100,9 @@ _KIND_OF_FAULT = {
     FaultCode.FORBIDDEN: FailureKind.FORBIDDEN,
     FaultCode.INTERNAL_ERROR: FailureKind.BROKEN,
     FaultCode.VERSION_MISMATCH: FailureKind.BROKEN,
+    FaultCode.NOT_THERE: FailureKind.NOT_THERE,
+    FaultCode.BROKEN: FailureKind.BROKEN,
+    FaultCode.TIMED_OUT: FailureKind.TIMED_OUT,
 }
 
 

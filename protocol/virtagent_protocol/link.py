@@ -135,9 +135,21 @@ class Link(Observed):
             LocalProtocolError: a parameter cannot be carried.
             RemoteProtocolError: the answer makes no sense.
         """
+        self._check_talking()
+        return await self._calls.call(method, list(params))
+
+    async def exchange(self, method: str, params: list[Value], on_taken: Callable[[], None]) -> bytes:
+        """Call a method of the peer and return its answer's document, unread (`ClientJobs.exchange`).
+
+        Raises:
+            NotReady, SessionReset, LocalProtocolError: as `call`.
+        """
+        self._check_talking()
+        return (await self._calls.exchange(method, params, on_taken)).body
+
+    def _check_talking(self) -> None:
         if self._session is None or self._below not in _TALKING:
             raise NotReady(f"{self.status.state.value}: {self.status.reason}")
-        return await self._calls.call(method, list(params))
 
     def open_stream(self) -> LinkStream:
         """Return a new stream, to be named in a call that opens it at the other end.

@@ -19,7 +19,7 @@ import inspect
 import logging
 import types
 import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -88,11 +88,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One positional parameter: its name, its XML-RPC type (None: any) and whether it may be left out."""
+    """One positional parameter: name, XML-RPC type (None: any), whether it may be left out, or be nil."""
 
     name: str
     type: str | None
     optional: bool
+    nullable: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,8 @@ class Method:
                     FaultCode.INVALID_PARAMS, f"parameter '{parameter.name}' is missing, usage: {usage}"
                 )
             found = type_name(params[i])
+            if parameter.nullable and found == "nil":
+                continue
             if parameter.type is not None and found != parameter.type:
                 raise Fault(
                     FaultCode.INVALID_PARAMS,
@@ -181,6 +184,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._methods: dict[str, Method] = {}
+        self._changing: Callable[[], Mapping[str, Method]] = dict
         self.gate = Gate()
 
     def method(
@@ -207,16 +211,25 @@ class Registry:
                 raise ValueError(f"method {method.name} is registered twice")
             self._methods[method.name] = method
 
+    def offer(self, changing: Callable[[], Mapping[str, Method]]) -> None:
+        """Add methods that come and go.
+
+        Args:
+            changing: returns those that there are at the moment, by name; must not wait for anything. What
+                has a name that is taken is not offered.
+        """
+        self._changing = changing
+
     def get(self, name: str) -> Method:
         """Return the method of that name.
 
         Raises:
             Fault: METHOD_NOT_FOUND.
         """
-        try:
-            return self._methods[name]
-        except KeyError:
-            raise Fault(FaultCode.METHOD_NOT_FOUND, f"method '{name}' not found") from None
+        method = self._methods.get(name) or self._changing().get(name)
+        if method is None:
+            raise Fault(FaultCode.METHOD_NOT_FOUND, f"method '{name}' not found")
+        return method
 
     async def invoke(self, call: Call, method: Method, params: list[Value]) -> Value:
         """Run the handler of a call whose parameters were checked, if the gate lets it pass.
@@ -233,14 +246,14 @@ class Registry:
         return await method.handler(call, *params)
 
     def __iter__(self) -> typing.Iterator[Method]:
-        return iter(self._methods.values())
+        return iter({**self._changing(), **self._methods}.values())
 
     def __contains__(self, name: str) -> bool:
         return name in self._methods
 
     def names(self) -> list[str]:
         """Return all names, sorted."""
-        return sorted(self._methods)
+        return sorted({*self._changing(), *self._methods})
 
 
 def _describe(name: str, handler: Handler, inline: bool, urgent: bool) -> Method:

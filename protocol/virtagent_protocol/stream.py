@@ -109,6 +109,13 @@ class LinkStream(trio.abc.HalfCloseableStream):
             while not self.window.credit:
                 await self.sendable()
 
+    async def wait_taken(self) -> None:
+        """Return when nothing of what was sent waits for the writer any more. Raises as `send_all` does."""
+        with self._sending:
+            await trio.lowlevel.checkpoint()
+            while self._queued:
+                await self.sendable()
+
     async def send_eof(self) -> None:
         """End our half; the other end can still send."""
         with self._sending:

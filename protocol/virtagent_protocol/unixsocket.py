@@ -1,4 +1,4 @@
-"""Binding a unix socket that only its owner may connect to, whatever an earlier process has left behind."""
+"""Binding a unix socket that has its mode at once, whatever an earlier process has left behind."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import stat
 from contextlib import suppress
 
 
-def bind_unix(path: str) -> socket.socket:
-    """Return a socket bound to *path*, mode 0600, in place of one that nobody listens on.
+def bind_unix(path: str, mode: int = 0o600) -> socket.socket:
+    """Return a socket bound to *path*, in place of one that nobody listens on.
+
+    Args:
+        path: where to.
+        mode: of the file, from its first moment on.
 
     Raises:
         OSError: EADDRINUSE if somebody does, or it is no socket.
@@ -17,7 +21,7 @@ def bind_unix(path: str) -> socket.socket:
     _remove_stale(path)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # bind() makes the file, and chmod() would come too late: only the umask keeps others out from the start.
-    umask = os.umask(0o177)
+    umask = os.umask(0o777 & ~mode)
     try:
         bound.bind(path)
     except BaseException:

@@ -6,8 +6,8 @@ import click
 import pytest
 
 from virtagent_host.cli.exec import _texts, exec_
-from virtagent_host.streams.jobs import read_outcome
 from virtagent_protocol.errors import RemoteProtocolError
+from virtagent_protocol.outcome import read_outcome
 from virtagent_protocol.values import Struct
 
 

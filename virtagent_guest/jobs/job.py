@@ -24,6 +24,7 @@ import trio
 
 from virtagent_protocol import xmlrpc
 from virtagent_protocol.errors import Fault, FaultCode
+from virtagent_protocol.outcome import send_status
 from virtagent_protocol.stream import CANCELLED, LinkStream
 from virtagent_protocol.values import Struct, Value
 
@@ -259,15 +260,6 @@ class Job:
                 stream.reset(CANCELLED)
         else:
             await send_status(status, {**self.end(), "missed": sum(missed)})
-
-
-async def send_status(status: LinkStream, document: Struct) -> None:
-    """Send a status document; if nobody is there any more, that is all right."""
-    try:
-        await status.send_all(xmlrpc.encode_result(document))
-        await status.aclose()
-    except trio.BrokenResourceError as error:
-        log.debug("a status was not sent: %s", error)
 
 
 async def _keep(output: Output, tail: Tail) -> None:

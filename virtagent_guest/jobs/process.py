@@ -23,6 +23,7 @@ from signal import SIGCONT, SIGKILL, Signals
 import trio
 
 from virtagent_protocol.limits import KIB
+from virtagent_protocol.outcome import until_ended
 from virtagent_protocol.values import Struct
 
 from .launch import Started
@@ -153,14 +154,7 @@ class Process:
 
     async def wait(self) -> None:
         """Wait until it has ended, and say so to those who read what it wrote."""
-        await _until_ended(self.pid)
-        # It has ended, so this does not block.
-        result = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222
-        assert result is not None
-        if result.si_code == os.CLD_EXITED:
-            self.end = {"code": result.si_status}
-        else:
-            self.end = {"signal": result.si_status, "core": result.si_code == os.CLD_DUMPED}
+        self.end = await until_ended(self.pid)
         for output in filter(None, (self.out, self.err)):
             output.process_ended()
         self._popen.wait()
@@ -197,25 +191,6 @@ class Process:
         for end in (self.out, self.err, self.into):
             if end is not None:
                 end.close()
-
-
-#: For kernels before 5.3, on which waiting for a process takes a thread.
-_waiters = trio.CapacityLimiter(1024)
-
-
-async def _until_ended(pid: int) -> None:
-    try:
-        fd = os.pidfd_open(pid)
-    except OSError:
-        options = os.WEXITED | os.WNOWAIT
-        await trio.to_thread.run_sync(
-            os.waitid, os.P_PID, pid, options, abandon_on_cancel=True, limiter=_waiters
-        )
-        return
-    try:
-        await trio.lowlevel.wait_readable(fd)
-    finally:
-        os.close(fd)
 
 
 def _until_closed() -> contextlib.AbstractContextManager[None]:

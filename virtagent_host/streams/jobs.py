@@ -16,10 +16,10 @@ from weakref import WeakKeyDictionary
 
 import trio
 
-from virtagent_protocol import xmlrpc
-from virtagent_protocol.errors import LinkBroken, RemoteProtocolError, VirtagentError
-from virtagent_protocol.limits import KIB, MIB
+from virtagent_protocol.errors import LinkBroken, RemoteFault, VirtagentError
+from virtagent_protocol.limits import MIB
 from virtagent_protocol.nursery import plain_nursery
+from virtagent_protocol.outcome import read_outcome, read_status
 from virtagent_protocol.stream import CANCELLED, REFUSED, LinkStream
 from virtagent_protocol.values import Struct, as_struct, member
 
@@ -27,12 +27,11 @@ from ..command import Client, InvalidArguments, VirtualMachine
 from .fd import HandedFd
 from .pump import StreamBroken, close_all, pump_in, pump_out
 
-#: Tells a client how a job ended that it is attached to: {id, code or signal…} or {id, kind, error}.
+#: Tells a client how a job ended that it is attached to: {id, session (if it runs in one)}, and {code or
+#: signal…} or {kind, error}.
 ENDED_EVENT = "VA_JOB_ENDED"
 #: Bytes of each output that are collected; a message carries no more than a few of these.
 COLLECTED_MAX = 1 * MIB
-#: Bytes of a status document.
-_STATUS_MAX = 64 * KIB
 #: Ended jobs of a client that it has not waited for.
 _ENDED_MAX = 64
 
@@ -89,11 +88,15 @@ class Streams:
             await stream.aclose()
 
 
+#: Whose job: of the guest's agent (None) or of a session's, as the client called it; and its number there.
+JobKey = tuple[str | int | None, int]
+
+
 class AttachedJob:
     """A job that a client is attached to."""
 
-    def __init__(self, number: int, client: Client) -> None:
-        self.number = number
+    def __init__(self, key: JobKey, client: Client) -> None:
+        self._key = key
         self._client = client
         self._outcome: dict[str, Any] = {}
         self._error: VirtagentError | None = None
@@ -120,19 +123,24 @@ class AttachedJob:
             told = {"kind": self._error.kind.value, "error": str(self._error)}
         else:
             told = self._outcome
-        self._client.emit(ENDED_EVENT, {"id": self.number, **told})
+        session, number = self._key
+        whose = {} if session is None else {"session": session}
+        self._client.emit(ENDED_EVENT, {"id": number, **whose, **told})
 
 
 #: The jobs that a client is attached to, or was and has not waited for.
-_attached: WeakKeyDictionary[Client, dict[int, AttachedJob]] = WeakKeyDictionary()
+_attached: WeakKeyDictionary[Client, dict[JobKey, AttachedJob]] = WeakKeyDictionary()
 
 
-async def run(vm: VirtualMachine, client: Client, request: Struct, fds: Fds) -> object:
+async def run(
+    vm: VirtualMachine, client: Client, request: Struct, fds: Fds, session: str | int | None = None
+) -> object:
     """Start a process on descriptors and return its ids; the rest goes on by itself.
 
     Args:
         request: the struct of va.exec, without streams.
         fds: become ours if this returns.
+        session: in which that is, if it is in one.
 
     Raises:
         VirtagentError: it was not started.
@@ -147,12 +155,17 @@ async def run(vm: VirtualMachine, client: Client, request: Struct, fds: Fds) -> 
     except BaseException:
         streams.reset(REFUSED)
         raise
-    _begin(client, number, streams, fds)
+    _begin(client, (session, number), streams, fds)
     return {"id": number, "pid": pid}
 
 
 async def attach(
-    vm: VirtualMachine, client: Client, number: int, offsets: tuple[int, int], fds: Fds
+    vm: VirtualMachine,
+    client: Client,
+    number: int,
+    offsets: tuple[int, int],
+    fds: Fds,
+    session: str | int | None = None,
 ) -> object:
     """Write the output of a detached job to descriptors, and return from which offsets on.
 
@@ -172,32 +185,32 @@ async def attach(
     except BaseException:
         streams.reset(REFUSED)
         raise
-    _begin(client, number, streams, fds)
+    _begin(client, (session, number), streams, fds)
     return found
 
 
-def _begin(client: Client, number: int, streams: Streams, fds: Fds) -> None:
-    job = AttachedJob(number, client)
+def _begin(client: Client, key: JobKey, streams: Streams, fds: Fds) -> None:
+    job = AttachedJob(key, client)
     jobs = _attached.setdefault(client, {})
-    jobs[number] = job
+    jobs[key] = job
     for old in [one for one, other in jobs.items() if other.ended.is_set()][:-_ENDED_MAX]:
         del jobs[old]
     source = fds.take("stdin")
     client.spawn(job.pump, streams, source, [fds.take("stdout"), fds.take("stderr")])
 
 
-async def wait(client: Client, number: int) -> dict[str, Any]:
+async def wait(client: Client, number: int, session: str | int | None = None) -> dict[str, Any]:
     """Wait for the end of a job that this client is attached to, and return how it ended.
 
     Raises:
         InvalidArguments: it is attached to no such job.
         VirtagentError: the job was lost, or its output could not be written.
     """
-    job = _attached.get(client, {}).get(number)
+    job = _attached.get(client, {}).get((session, number))
     if job is None:
         raise InvalidArguments(f"this client is attached to no job {number}: va_jobs tells how others ended")
     await job.ended.wait()
-    _attached[client].pop(number, None)
+    _attached[client].pop((session, number), None)
     return job.outcome()
 
 
@@ -232,7 +245,7 @@ async def capture(
                 reading.start_soon(outputs["stdout"].read, streams.io)
                 if streams.stderr is not None:
                     reading.start_soon(outputs["stderr"].read, streams.stderr)
-                outcome = await _read_status(streams.status)
+                outcome = await _read_end(streams.status)
             nursery.cancel_scope.cancel()
     except BaseException:
         streams.reset(CANCELLED)
@@ -277,7 +290,7 @@ async def _pump(streams: Streams, source: HandedFd | None, sinks: list[HandedFd 
                 for stream, sink in zip((streams.io, streams.stderr), sinks, strict=True):
                     if stream is not None:
                         writing.start_soon(_write, stream, sink)
-                outcome = await _read_status(streams.status)
+                outcome = await _read_end(streams.status)
             # Its terminal, say, still waits for what nobody wants any more.
             nursery.cancel_scope.cancel()
     except BaseException:
@@ -299,37 +312,8 @@ async def _write(stream: LinkStream, sink: HandedFd | None) -> None:
         raise StreamBroken(str(error)) from error
 
 
-async def _read_status(stream: LinkStream) -> dict[str, Any]:
-    document = bytearray()
+async def _read_end(stream: LinkStream) -> dict[str, Any]:
     try:
-        async for part in stream:
-            document += part
-            if len(document) > _STATUS_MAX:
-                raise RemoteProtocolError(f"the status of a job has more than {_STATUS_MAX} bytes")
-    except trio.BrokenResourceError as error:
-        raise LinkBroken(f"the job was lost: {error}") from error
-    value, fault = xmlrpc.decode_response(bytes(document))
-    if fault is not None:
-        raise LinkBroken(f"the job was lost: {fault[1]}")
-    return read_outcome(as_struct(value, "the status of a job"))
-
-
-def read_outcome(status: Struct) -> dict[str, Any]:
-    """Return how a job ended, of a received struct.
-
-    Raises:
-        RemoteProtocolError: it does not say.
-    """
-    outcome: dict[str, Any] = {}
-    if "code" in status:
-        outcome["code"] = member(status, "code", int)
-    else:
-        outcome["signal"] = member(status, "signal", int)
-        outcome["core"] = member(status, "core", bool, False)
-    if not 0 <= outcome.get("code", 0) <= 255 or not 0 <= outcome.get("signal", 0) <= 127:
-        raise RemoteProtocolError("no process ends as this status says")
-    if member(status, "deadline", bool, False):
-        outcome["deadline"] = True
-    if missed := member(status, "missed", int, 0):
-        outcome["missed"] = missed
-    return outcome
+        return read_outcome(await read_status(stream, "the job"))
+    except RemoteFault as fault:
+        raise LinkBroken(f"the job was lost: {fault.message}") from fault
