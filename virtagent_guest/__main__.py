@@ -1,5 +1,5 @@
 """`python3 -m virtagent_guest` is va-guest."""
 
-from .cli import main
+from .commands import main
 
 raise SystemExit(main())
