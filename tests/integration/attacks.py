@@ -6,6 +6,7 @@ Each attack is a generator of what to send next, for ever; who runs it ends it.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 
 from tests.integration.hostilelab import ESCAPES, hello
@@ -147,6 +148,19 @@ def texts_that_take_four_times_their_length(session: str, role: Role) -> Iterato
     yield from _requests(session, _call("system.multicall", [text]), _call("system.methodHelp", text))
 
 
+def a_flood_of_events(session: str, role: Role) -> Iterator[bytes]:
+    """Each batch as large as may be, of a log of its own, with gaps; and data that is no good."""
+    large, deep = json.dumps({"text": ESCAPES * 10 + "x" * 1200}), '{"a":' * 1600
+    for number in itertools.count():
+        batches: list[bytes] = []
+        for data in (large, "{}", deep):
+            events: list[Value] = [
+                {"sequence": n * 10**9 + 1, "time": number, "name": "flood", "data": data} for n in range(64)
+            ]
+            batches.append(_call("va.events", {"log": f"{number:016x}", "confirmed": 0, "events": events}))
+        yield from (encode(Request(f"e-{number}-{n}", body, session)) for n, body in enumerate(batches))
+
+
 def everything_that_may_wait(session: str, role: Role) -> Iterator[bytes]:
     """Answers as long as a message in every slot, and behind them a queue of what takes most memory."""
     long_answer = _call("system.multicall", [""] * 7000)
@@ -215,5 +229,6 @@ QUESTIONS: list[Attack] = [
     names_that_are_megabytes_long,
     texts_that_take_four_times_their_length,
     everything_that_may_wait,
+    a_flood_of_events,
     hellos_with_new_epochs,
 ]

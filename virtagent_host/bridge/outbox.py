@@ -20,6 +20,8 @@ REPLIES_MAX = 4
 #: them, on top of some 200 KiB in the kernel's buffers, means that nobody is reading.
 EVENTS_MAX = 1024
 EVENT_BYTES_MAX = 1024 * 1024
+#: What events of a guest may take of that: a guest that floods must not be able to have a client given up.
+SPARING = 4
 
 
 class Outbox:
@@ -30,6 +32,8 @@ class Outbox:
         self._replies = 0
         self._events = 0
         self._event_bytes = 0
+        #: The last event of those that were left out.
+        self._left_out: bytes | None = None
         self._closed = False
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -47,9 +51,25 @@ class Outbox:
         self._put(message, is_event=True)
         return True
 
+    def put_sparing(self, message: bytes) -> None:
+        """Add an event that a client can also ask for later, unless many wait.
+
+        Of those that are left out, the last one is sent when the others have been: it tells what is missing.
+        """
+        events, size = SPARING * self._events, SPARING * (self._event_bytes + len(message))
+        if self._left_out is not None or events >= EVENTS_MAX or size > EVENT_BYTES_MAX:
+            self._left_out = message
+        else:
+            self.put_event(message)
+
     async def room_for_replies(self) -> None:
         """Wait until fewer than `REPLIES_MAX` replies wait."""
         while self._replies >= REPLIES_MAX:
+            await self._changed.park()
+
+    async def events_sent(self) -> None:
+        """Wait until no event waits: for those who could send the next one later, and a fresher one."""
+        while self._events:
             await self._changed.park()
 
     def close(self) -> None:
@@ -61,6 +81,10 @@ class Outbox:
         """Send what is put in, in order, until closed and empty."""
         while True:
             while not self._messages:
+                if self._left_out is not None:
+                    last, self._left_out = self._left_out, None
+                    self.put_event(last)
+                    break
                 if self._closed:
                     return
                 await self._changed.park()

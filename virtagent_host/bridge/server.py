@@ -26,6 +26,7 @@ from virtagent_protocol import __version__
 from virtagent_protocol.errors import NotReady, NotThere
 
 from ..commands import Client
+from ..events import GUEST_EVENT, GUEST_EVENTS_LOST
 from ..qemu.errors import ErrorClass, QemuError, to_qmp
 from ..qemu.qmp import Event, QmpConnection
 from . import messages
@@ -43,9 +44,11 @@ CLIENTS_MAX = 64
 
 log = logging.getLogger(__name__)
 
+#: Events that are kept: a client which does not read them is not dropped, it may ask for them (`va_events`).
+SPARING = (GUEST_EVENT, GUEST_EVENTS_LOST)
 
-#: What the commands of the guest's agent begin with.
-GUEST_PREFIX = "guest-"
+#: What the commands of the guest's agent begin with, and those that its extensions are.
+GUEST_PREFIX, EXTENSION_PREFIX = "guest-", "va_x_"
 
 
 class GuestCommands(Protocol):
@@ -58,6 +61,16 @@ class GuestCommands(Protocol):
         """Return the names of those that there are now."""
 
 
+class ExtensionCommands(Protocol):
+    """The ``va_x_*`` commands: which there are is the guest's business, too."""
+
+    async def execute(self, name: str, arguments: Mapping[str, Any], client: Client) -> object:
+        """Run one and return its result. Raises `VirtagentError`."""
+
+    def names(self) -> list[str]:
+        """Return the names of those that the guest had when it was last asked."""
+
+
 class Bridge:
     """A QMP server that adds commands to QEMU's.
 
@@ -66,6 +79,7 @@ class Bridge:
         qmp: the connection to QEMU, or None for a VM that is attached without one.
         log: where to say which clients came, left or were dropped.
         guest: the ``guest-*`` commands, if it has any.
+        extensions: the ``va_x_*`` commands, if it has any.
     """
 
     def __init__(
@@ -75,10 +89,12 @@ class Bridge:
         *,
         log: logging.Logger = log,
         guest: GuestCommands | None = None,
+        extensions: ExtensionCommands | None = None,
     ) -> None:
         self._commands = commands
         self._qmp = qmp
         self._guest = guest
+        self._extensions = extensions
         self._log = log
         self._clients: set[BridgeClient] = set()
         self._numbers = itertools.count(1)
@@ -117,12 +133,12 @@ class Bridge:
             name: such as ``VA_STATE_CHANGE``.
             data: what JSON can carry.
         """
-        self._emit(messages.event(name, data, time.time_ns()))
+        self._emit(messages.event(name, data, time.time_ns()), sparing=name in SPARING)
 
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: Event, *, sparing: bool = False) -> None:
         message = messages.encode(event)
         for client in self._clients:
-            client.put_event(message)
+            client.put_event(message, sparing=sparing)
 
     async def _serve_client(self, stream: trio.SocketStream) -> None:
         name = f"bridge client {next(self._numbers)}"
@@ -151,10 +167,14 @@ class Bridge:
             return await handler(request.arguments or {}, client)
         if request.command == "query-commands" and not request.arguments and not request.oob:
             guest = [] if self._guest is None else await self._guest.names()
+            if self._extensions is not None:
+                guest += self._extensions.names()
             ours = [{"name": name} for name in (*self._commands, *guest)]
             return ours + (await self._qmp.execute("query-commands") if self._qmp else [])
         if self._guest is not None and request.command.startswith(GUEST_PREFIX) and not request.oob:
             return await self._guest.execute(request.command, request.arguments or {})
+        if self._extensions is not None and request.command.startswith(EXTENSION_PREFIX) and not request.oob:
+            return await self._extensions.execute(request.command, request.arguments or {}, client)
         return await self._execute_in_qemu(request)
 
     async def _execute_in_qemu(self, request: Request) -> object:

@@ -82,9 +82,18 @@ class BridgeClient:
         #: Where commands are executed, and what they leave behind runs on.
         self._working: trio.Nursery | None = None
 
-    def put_event(self, message: bytes) -> None:
-        """Send an event, if the client has negotiated; drop the client if it does not read. Never waits."""
-        if self.negotiated and not self._scope.cancel_called and not self._outbox.put_event(message):
+    def put_event(self, message: bytes, *, sparing: bool = False) -> None:
+        """Send an event, if the client has negotiated; drop the client if it does not read. Never waits.
+
+        Args:
+            message: the event's bytes.
+            sparing: leave it out rather than drop the client (`Outbox.put_sparing`).
+        """
+        if not self.negotiated or self._scope.cancel_called:
+            return
+        if sparing:
+            self._outbox.put_sparing(message)
+        elif not self._outbox.put_event(message):
             self._log.warning("%s is dropped: it does not read its events", self.name)
             self._scope.cancel()
 
@@ -215,6 +224,10 @@ class BridgeClient:
     def emit(self, name: str, data: dict[str, object]) -> None:
         """Send an event to this client alone."""
         self.put_event(encode(event(name, data, time.time_ns())))
+
+    async def events_sent(self) -> None:
+        """As `Outbox.events_sent`."""
+        await self._outbox.events_sent()
 
     def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task that ends with the session; what it raises is logged."""

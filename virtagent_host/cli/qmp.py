@@ -1,15 +1,12 @@
-"""Commands that speak QMP itself: one command, the stream of events, and the monitor."""
+"""Commands that speak QMP itself: one command, and the monitor."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
-from virtagent_protocol.errors import LinkBroken
-
-from ..frontend.output import put_coloured, put_json
+from ..frontend.output import put_json
 from .common import Invocation, examples, json_option, timeout_option, vm_argument
 
 #: Seconds for a command of QEMU's: most take milliseconds, a few (dumps, block jobs' ends) longer.
@@ -41,37 +38,6 @@ def qmp(invocation: Invocation, words: tuple[str, ...], timeout: float) -> None:
     with invocation.connect(name) as client:
         result = client.execute(command, arguments, timeout=timeout)
     put_json(result, indent=None if invocation.json else 2)
-
-
-@click.command(
-    epilog=examples("va-host events demo --json", "va-host events demo --only VA_STATE_CHANGE --count 1")
-)
-@vm_argument()
-@click.option("--only", metavar="EVENT", multiple=True, help="Only events of this name; may be repeated.")
-@click.option("--count", type=click.IntRange(min=1), help="End after so many.")
-@timeout_option(None, "End with an error after so long; default: never.")
-@json_option("one JSON object a line")
-@click.pass_obj
-def events(
-    invocation: Invocation, name: str | None, only: tuple[str, ...], count: int | None, timeout: float | None
-) -> None:
-    """Print events, QEMU's and VA_*, as they come.
-
-    Ends when the VM is detached or QEMU ends.
-    """
-    shown = 0
-    with invocation.connect(name) as client:
-        for event in client.events(timeout=timeout):
-            if only and event["event"] not in only:
-                continue
-            _put_event(event, as_json=invocation.json)
-            # Whoever reads a pipe wants each event when it happens.
-            sys.stdout.flush()
-            shown += 1
-            if shown == count:
-                return
-    if count is not None:
-        raise LinkBroken(f"the stream of events ended after {shown} of {count}")
 
 
 @click.command(epilog=examples("va-host monitor demo", "echo 'info status' | va-host monitor demo"))
@@ -108,17 +74,4 @@ def _split(words: tuple[str, ...]) -> tuple[str | None, str, dict[str, Any]]:
     return (words[0] if plain == 2 else None), words[plain - 1], arguments
 
 
-def _put_event(event: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        put_json(event)
-        return
-    import json
-    import time
-
-    stamp = event.get("timestamp", {})
-    clock = time.strftime("%H:%M:%S", time.localtime(stamp.get("seconds", 0)))
-    data = "".join(f" {key}={json.dumps(value)}" for key, value in event.get("data", {}).items())
-    put_coloured([f"{clock}.{stamp.get('microseconds', 0) // 1000:03} ", (event["event"], "1"), data])
-
-
-COMMANDS = (qmp, events, monitor)
+COMMANDS = (qmp, monitor)

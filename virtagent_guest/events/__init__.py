@@ -1,0 +1,1 @@
+"""Events that the guest tells its host."""
