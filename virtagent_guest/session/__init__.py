@@ -1,0 +1,1 @@
+"""The agent of a user's session: `va-guest session`."""
