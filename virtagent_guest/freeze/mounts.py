@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,32 +43,47 @@ class Mount:
     anonymous: bool = False
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table: mount point, type, what was mounted, and the device number that is shown."""
+
+    path: str
+    kind: str
+    source: str
+    number: tuple[int, int]
+
+
+def entries(table: bytes) -> Iterator[Entry]:
+    """Yield the lines of the table that make sense, in their order."""
+    for line in table.splitlines():
+        # 36 35 98:0 /root /mnt/point rw,noatime master:1 - ext4 /dev/sda1 rw
+        front, separator, back = line.partition(b" - ")
+        fields, rest = front.split(b" "), back.split(b" ")
+        if not separator or len(fields) < 6 or len(rest) < 2:
+            continue
+        number = _DEVICE.fullmatch(fields[2])
+        if number is not None:
+            path, source = os.fsdecode(_unescape(fields[4])), os.fsdecode(_unescape(rest[1]))
+            yield Entry(path, os.fsdecode(rest[0]), source, (int(number[1]), int(number[2])))
+
+
 def mounts(table: Path = MOUNTINFO) -> list[Mount]:
     """Return the mounts of this process's mount namespace that lie on block devices, in mount order.
 
     Raises:
         OSError: the table cannot be read.
     """
-    return [mount for line in table.read_bytes().splitlines() if (mount := _parse(line)) is not None]
+    return [mount for entry in entries(table.read_bytes()) if (mount := _on_block_device(entry)) is not None]
 
 
-def _parse(line: bytes) -> Mount | None:
-    # 36 35 98:0 /root /mnt/point rw,noatime master:1 - ext4 /dev/sda1 rw
-    front, separator, back = line.partition(b" - ")
-    fields, rest = front.split(b" "), back.split(b" ")
-    if not separator or len(fields) < 6 or len(rest) < 2:
-        return None
-    number = _DEVICE.fullmatch(fields[2])
-    if number is None:
-        return None
-    device: tuple[int, int] | None = (int(number[1]), int(number[2]))
-    kind, source = os.fsdecode(rest[0]), os.fsdecode(_unescape(rest[1]))
-    anonymous = int(number[1]) == 0
+def _on_block_device(entry: Entry) -> Mount | None:
+    device: tuple[int, int] | None = entry.number
+    anonymous = entry.number[0] == 0
     if anonymous:
-        device = _block_device(source) if kind == "btrfs" else None
+        device = _block_device(entry.source) if entry.kind == "btrfs" else None
     if device is None:
         return None
-    return Mount(os.fsdecode(_unescape(fields[4])), kind, source, device, anonymous)
+    return Mount(entry.path, entry.kind, entry.source, device, anonymous)
 
 
 def _unescape(field: bytes) -> bytes:

@@ -7,24 +7,13 @@ from pathlib import Path
 
 from virtagent_protocol.values import Struct, Value
 
+from ...stats.disks import disk_counters
 from . import blockdev, nvme
 from .command import CommandRegistry, QgaError, in_thread, reason
 
 registry = CommandRegistry()
 
 DISKSTATS = Path("/proc/diskstats")
-
-#: Columns of /proc/diskstats (Documentation/admin-guide/iostats.rst of Linux) behind the name → members, for
-#: kernels since 2.6.25; discards came with 4.18, flushes with 5.5.
-_COLUMNS = (
-    *("read-ios", "read-merges", "read-sectors", "read-ticks"),
-    *("write-ios", "write-merges", "write-sectors", "write-ticks"),
-    *("ios-pgr", "total-ticks", "weight-ticks"),
-    *("discard-ios", "discard-merges", "discard-sectors", "discard-ticks"),
-    *("flush-ios", "flush-ticks"),
-)
-#: How many of them each of these kernels has.
-_GENERATIONS = (11, 15, 17)
 
 
 @registry.command("guest-get-disks")
@@ -41,15 +30,15 @@ async def get_diskstats() -> list[Value]:
 
 def diskstats(table: str) -> list[Struct]:
     """Read /proc/diskstats."""
-    result: list[Struct] = []
-    for line in table.splitlines():
-        major, minor, name, *numbers = line.split()
-        known = max((count for count in _GENERATIONS if count <= len(numbers)), default=0)
-        stats: Struct = {
-            member: int(number) for member, number in zip(_COLUMNS[:known], numbers, strict=False)
+    return [
+        {
+            "name": disk.name,
+            "major": disk.major,
+            "minor": disk.minor,
+            "stats": {name.replace("_", "-"): count for name, count in disk.counters.items()},
         }
-        result.append({"name": name, "major": int(major), "minor": int(minor), "stats": stats})
-    return result
+        for disk in disk_counters(table)
+    ]
 
 
 def disks() -> list[Struct]:

@@ -7,15 +7,12 @@ from pathlib import Path
 
 from virtagent_protocol.values import Struct, Value
 
+from ...stats.cpu import cpu_times
 from .command import CommandRegistry
 
 registry = CommandRegistry()
 
 STAT = Path("/proc/stat")
-
-#: The times of a cpu line in /proc/stat (proc(5)), in their order. Kernels before 2.6.33 have fewer.
-_TIMES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal", "guest", "guestnice")
-_TIMES_MIN = 4
 
 
 @registry.command("guest-get-load")
@@ -38,14 +35,11 @@ def cpustats(stat: str, ticks: int) -> list[Struct]:
         stat: its content.
         ticks: the kernel's clock ticks in a second.
     """
-    result = []
-    for line in stat.splitlines():
-        name, *numbers = line.split()
-        if not name.startswith("cpu") or not name[3:].isdecimal() or len(numbers) < _TIMES_MIN:
-            continue
-        entry: Struct = {"type": "linux", "cpu": int(name[3:])}
-        # A kernel that is newer than this list has more.
-        named = zip(_TIMES, numbers, strict=False)
-        entry.update((time, int(number) * 1000 // ticks) for time, number in named)
-        result.append(entry)
-    return result
+    return [
+        {
+            "type": "linux",
+            "cpu": number,
+            **{name.replace("_", ""): spent * 1000 // ticks for name, spent in times.items()},
+        }
+        for number, times in cpu_times(stat).items()
+    ]

@@ -8,6 +8,7 @@ from socket import AF_INET, AF_INET6, inet_ntop
 
 from virtagent_protocol.values import Struct, Value
 
+from ...stats.network import interface_counters
 from .command import CommandRegistry, in_thread
 from .ifaddrs import Address, addresses
 
@@ -16,11 +17,17 @@ registry = CommandRegistry()
 DEV = Path("/proc/net/dev")
 ROUTE4, ROUTE6 = Path("/proc/net/route"), Path("/proc/net/ipv6_route")
 
-#: Columns of /proc/net/dev → member; None: not told.
-_COUNTERS = (
-    *("rx-bytes", "rx-packets", "rx-errs", "rx-dropped", None, None, None, None),
-    *("tx-bytes", "tx-packets", "tx-errs", "tx-dropped"),
-)
+#: Counter → member.
+_STATISTICS = {
+    "rx_bytes": "rx-bytes",
+    "rx_packets": "rx-packets",
+    "rx_errors": "rx-errs",
+    "rx_dropped": "rx-dropped",
+    "tx_bytes": "tx-bytes",
+    "tx_packets": "tx-packets",
+    "tx_errors": "tx-errs",
+    "tx_dropped": "tx-dropped",
+}
 
 
 @registry.command("guest-network-get-interfaces")
@@ -64,16 +71,10 @@ def interfaces(found: list[Address], counted: dict[str, Struct]) -> list[Struct]
 
 def counters(dev: str) -> dict[str, Struct]:
     """Read /proc/net/dev: interface → GuestNetworkInterfaceStat."""
-    result: dict[str, Struct] = {}
-    for line in dev.splitlines():
-        # A name may have colons; the numbers have none.
-        name, colon, numbers = line.rpartition(":")
-        values = numbers.split()
-        if colon and len(values) >= len(_COUNTERS):
-            result[name.strip()] = {
-                member: int(value) for member, value in zip(_COUNTERS, values, strict=False) if member
-            }
-    return result
+    return {
+        name: {_STATISTICS[counter]: number for counter, number in counted.items()}
+        for name, counted in interface_counters(dev).items()
+    }
 
 
 def routes4(table: str) -> list[Struct]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from ...events.sources.asked import ASKED, HOST
 from .command import CommandRegistry, QgaError, in_thread, reason
 from .program import exit_status, run_program
 
@@ -35,7 +36,12 @@ async def shutdown(mode: str = "powerdown") -> None:
         raise QgaError("mode is invalid (valid values are: halt|powerdown|reboot")
     program, option = _SHUTDOWN[mode]
     command = [program] if os.access(program, os.X_OK) else [SHUTDOWN, "-h", option, "+0", MESSAGE]
-    await run_program(command, "shutdown")
+    ASKED.note(HOST, mode)
+    try:
+        await run_program(command, "shutdown")
+    except QgaError:
+        ASKED.take_back()
+        raise
 
 
 @registry.command("guest-suspend-disk", success_response=False)
