@@ -1,0 +1,1 @@
+"""Extensions: files in a directory that become methods of the agent (docs/extensions.md)."""
