@@ -22,7 +22,7 @@ demo: setup guest-image ## boot a Debian guest, attach to it, call it, shut it d
 	@$(VENV)/python scripts/demo.py
 
 test: setup-tests guest-image ## run all tests
-	@$(VENV)/pytest
+	@scripts/test.sh
 
 test-unit: setup ## run the tests without I/O
 	@$(VENV)/pytest tests/unit
@@ -73,7 +73,9 @@ install-guest: ## install agent, unit, udev rule and configuration under DESTDIR
 	install -D -m 0644 contrib/systemd/va-guest.service $(DESTDIR)/etc/systemd/system/va-guest.service
 	install -D -m 0644 contrib/systemd/va-guest-freezer.socket $(DESTDIR)/etc/systemd/system/va-guest-freezer.socket
 	install -D -m 0644 contrib/systemd/va-guest-freezer.service $(DESTDIR)/etc/systemd/system/va-guest-freezer.service
+	install -D -m 0644 contrib/systemd/va-guest-session.service $(DESTDIR)/etc/systemd/user/va-guest-session.service
 	install -D -m 0644 contrib/systemd/90-virtagent.rules $(DESTDIR)/etc/udev/rules.d/90-virtagent.rules
+	install -d -m 0755 $(DESTDIR)/etc/virtagent/methods.d
 	test -e $(DESTDIR)/etc/virtagent/guest.toml || install -D -m 0644 contrib/guest.toml $(DESTDIR)/etc/virtagent/guest.toml
 
 install-guest-qga: ## let the agent take the place of qemu-ga, under DESTDIR (docs/migration-from-qemu-ga.md)

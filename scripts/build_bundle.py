@@ -48,7 +48,7 @@ WANTED = re.compile(r"\.py$|\.dist-info/(licenses/.*|LICENSE[^/]*|NOTICE[^/]*|AU
 
 #: -I: nothing from the environment, the user's directories or the current one gets into a root process.
 SHEBANG = b"#!/usr/bin/python3 -I\n"
-MAIN = b"from virtagent_guest.cli import main\n\nraise SystemExit(main())\n"
+MAIN = b"from virtagent_guest.commands import main\n\nraise SystemExit(main())\n"
 #: The oldest time that a zip can hold; any fixed one would do.
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 

@@ -10,11 +10,15 @@
 #   shell   a root shell for the tests (tests/guest/vm.py) on the PCI serial port in slot 0x1e. What it prints is never
 #           mixed with the log, and the ISA port ttyS1 stays free for the isa-serial channel.
 #   qemu-ga is there for comparison (benchmarks/) and is not started.
+#   logins  are sessions for logind (libpam-systemd).
 #   sshd    is not started, either: a test starts it, to be reached without a network (tests/guest/test_forward.py).
+#   displays without a screen, for clipboards: Xvfb, and sway with wl-clipboard; and python-xlib. 30 MB, since what
+#           draws with a graphics card, and what draws backgrounds, is taken out again (200 MB).
 set -euo pipefail
 
 out=$1
-packages=linux-image-cloud-amd64,systemd-sysv,udev,dbus,python3,procps,busybox-static,qemu-guest-agent,openssh-server
+packages=linux-image-cloud-amd64,systemd-sysv,udev,dbus,python3,procps,busybox-static,qemu-guest-agent,openssh-server,libpam-systemd
+packages=$packages,xvfb,python3-xlib,sway,wl-clipboard
 
 # No use in a guest that lives for a minute: 5 s of boot without KVM, or (timers) work in the middle of a test.
 masked="e2scrub_reap.service e2scrub_all.timer apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer
@@ -61,11 +65,18 @@ ForwardToConsole=yes
 MaxLevelConsole=info
 END
 
+# Neither Xvfb nor sway ever loads these, as we start them (tests/integration/displays.py).
+unused="libgl1-mesa-dri libllvm15 libz3-4 swaybg libgdk-pixbuf-2.0-0 libgdk-pixbuf2.0-common shared-mime-info libxml2 libicu72
+    fonts-dejavu-core"
+
 # Runs on the host: $1 is the root file system, $2 is $work; what follows are the units to mask.
 cat >"$work/customize" <<'END'
 set -eu
-root=$1 work=$2
-shift 2
+root=$1 work=$2 unused=$3
+shift 3
+
+# shellcheck disable=SC2086  # a list
+chroot "$root" dpkg --purge --force-depends $unused >/dev/null 2>&1
 
 echo virtagent-guest >"$root/etc/hostname"
 echo "127.0.0.1 localhost virtagent-guest" >"$root/etc/hosts"
@@ -103,7 +114,7 @@ INITRD=No mmdebstrap --quiet --mode=root --variant=minbase --format=tar \
     --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
     --include="$packages" \
-    --customize-hook="sh '$work/customize' \"\$1\" '$work' $(echo $masked)" \
+    --customize-hook="sh '$work/customize' \"\$1\" '$work' '$(echo $unused)' $(echo $masked)" \
     bookworm "$work/rootfs.tar" </dev/null
 
 # Whoever called sudo owns the result. In two steps, so that a cut-off copy is never taken for the whole.

@@ -25,6 +25,13 @@ if [ ! -x /usr/sbin/libvirtd ] || [ ! -x /usr/bin/virsh ]; then
     [ -z "$policy" ] || as_root rm $policy
 fi
 
+# Displays without a screen, and programs that copy and paste on them, for tests/integration/test_clipboard_*.py.
+displays=(xvfb xclip sway wl-clipboard)
+if ! type Xvfb xclip sway wl-copy >/dev/null 2>&1; then
+    echo "setup: installing Debian packages: ${displays[*]}"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends "${displays[@]}" </dev/null >/dev/null
+fi
+
 # QEMU's own guest agent, for tests that compare. Unpacked, not installed: its package would start a service here.
 if [ ! -e build/qemu-ga ]; then
     echo "setup: unpacking qemu-guest-agent into build/qemu-ga"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -14,3 +15,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # Agents that tests start on this machine have no local socket unless their configuration says where.
+    # There is one default, and several agents.
+    os.environ["VIRTAGENT_SOCKET"] = ""

@@ -1,4 +1,4 @@
-"""va-guest: the command line of the agent.
+"""The command line of the agent itself; `commands` has the others that va-guest takes.
 
 trio and the service are imported when the command line and the configuration are known to make
 sense: on a slow guest that import takes a second, and --help should not.
@@ -43,25 +43,17 @@ channels:
 
 The configuration file is {DEFAULT_FILE} and need not exist; options overrule it, lists add to its.
 SIGHUP loads the policy again. "va-guest policy why METHOD ARGS" explains it, "va-guest policy check FILE"
-checks one.
+checks one. "va-guest notify NAME KEY=VALUE" tells the host of an event, "va-guest call SERVICE" calls a
+service of the host.
+"va-guest extensions" lists what the files in /etc/virtagent/methods.d are, and what is wrong with others.
 The agent stays in the foreground: systemd, or a shell's &, does what -d was for.
 
 exit status: 0 ended by SIGTERM or SIGINT, 2 usage or configuration, 3 no such device or socket,
   4 in use by another process, 5 not permitted, 6 broken"""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the agent; return its exit status (see --help)."""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["policy"]:
-        from .policy.cli import main as policy_main
-
-        return policy_main(argv[1:])
-    if argv[:1] == ["--freezer"]:
-        # Not for people: va-guest-freezer.service runs it.
-        from .freeze.process import main as freezer_main
-
-        return freezer_main(argv[1:])
+def main(argv: list[str]) -> int:
+    """Run the agent; return its exit status (see --help). `commands` is what begins a process."""
     parser = _parser()
     options = parser.parse_args(argv)
     try:
@@ -79,12 +71,12 @@ def main(argv: list[str] | None = None) -> int:
 def _serve(config: Config, policy: Policy, load_again: Callable[[], Policy]) -> int:
     import trio
 
-    from .methods import all_methods
+    from .methods import all_names
     from .policy.guard import Guard
     from .service import serve
 
     try:
-        trio.run(serve, config, Guard(policy, load_again, all_methods().names()))
+        trio.run(serve, config, Guard(policy, load_again, all_names()))
     except VirtagentError as error:
         print(f"va-guest: {visible_line(str(error))}", file=sys.stderr)
         return EXIT_STATUS[error.kind]
@@ -100,6 +92,10 @@ def _configure(options: argparse.Namespace) -> Config:
         qga=choose_qga(config.qga, options.qga),
         hooks=config.hooks,
         forwards=config.forwards,
+        extensions=config.extensions,
+        socket=config.socket,
+        events=config.events,
+        clipboard=config.clipboard,
     )
     if not chosen.channel.each() and not chosen.qga.each():
         raise ConfigError("both channels are 'none': there is nothing to serve")
@@ -167,10 +163,10 @@ class _ListOption(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         if values in ("help", "?"):
-            from .methods import all_methods
+            from .methods import all_names
             from .policy.names import qapi_spelling
 
-            print("\n".join(map(qapi_spelling, all_methods().names())))
+            print("\n".join(map(qapi_spelling, all_names())))
             parser.exit()
         collected = getattr(namespace, self.dest) or []
         setattr(namespace, self.dest, [*collected, values])

@@ -8,6 +8,7 @@ This module is read before trio is imported, so that a mistake is told at once.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from dataclasses import asdict, dataclass, field, replace
@@ -15,9 +16,12 @@ from typing import Any
 
 from virtagent_protocol.address import AddressError, parse_address
 
+from .events.sources.settings import NAMES, THRESHOLD_MAX, THRESHOLD_MIN, EventSettings
 from .forward.settings import ForwardSettings
 from .freeze.hooks import HookSettings
+from .local import DEFAULT_SOCKET, SOCKET_VARIABLE
 from .policy.settings import PolicySettings
+from .session.clipboard_settings import DIRECTIONS, ClipboardSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,6 +32,7 @@ DEFAULT_FILE = "/etc/virtagent/guest.toml"
 DEFAULT_PORT = "/dev/virtio-ports/org.qemu.virtagent"
 #: The port of QEMU's own guest agent.
 QGA_PORT = "/dev/virtio-ports/org.qemu.guest_agent.0"
+DEFAULT_EXTENSIONS = "/etc/virtagent/methods.d"
 DEFAULT_SPEED = 38400
 
 #: Kind of channel → its default path; None: a path must be given.
@@ -52,6 +57,10 @@ _SCHEMA: dict[str, dict[str, type]] = {
     "qga": {"kind": str, "path": str, "speed": int},
     "policy": {"file": str, "allow-rpcs": list, "block-rpcs": list},
     "freeze": {"hook": str, "hook-dir": str, "hook-timeout": int},
+    "extensions": {"directory": str},
+    "local": {"socket": str},
+    "session": {"clipboard": str, "clipboard-max-size": int},
+    "events": {"off": list, "filesystem-threshold": int},
 }
 
 
@@ -82,6 +91,11 @@ class Channel:
         return [replace(self, path=self.path + suffix, ports="one") for suffix in PORTS[self.ports]]
 
 
+def _default_socket() -> str:
+    # Set and empty means none.
+    return os.environ.get(SOCKET_VARIABLE, DEFAULT_SOCKET)
+
+
 @dataclass(frozen=True)
 class Config:
     """All settings of the agent.
@@ -93,6 +107,10 @@ class Config:
         qga: for clients of QEMU's guest agent.
         hooks: what to call before and after a freeze.
         forwards: where connections are passed on to services of the host.
+        extensions: directory of files that become methods; "": none.
+        socket: where programs of the guest reach the agent; "": nowhere.
+        events: which built-in events are told.
+        clipboard: of the sessions: what of it is shared. For session agents, who read this file, too.
     """
 
     channel: Channel = Channel()
@@ -101,6 +119,10 @@ class Config:
     qga: Channel = Channel("none", QGA_PORT)
     hooks: HookSettings = field(default_factory=HookSettings)
     forwards: tuple[ForwardSettings, ...] = ()
+    extensions: str = DEFAULT_EXTENSIONS
+    socket: str = field(default_factory=_default_socket)
+    events: EventSettings = field(default_factory=EventSettings)
+    clipboard: ClipboardSettings = field(default_factory=ClipboardSettings)
 
 
 def load(file: str | None) -> Config:
@@ -145,6 +167,10 @@ def load(file: str | None) -> Config:
         qga=qga,
         hooks=_hooks(name, tables.get("freeze", {})),
         forwards=forwards,
+        extensions=_extensions(name, tables.get("extensions", {})),
+        socket=_socket(name, tables.get("local", {})),
+        events=_events(name, tables.get("events", {})),
+        clipboard=_clipboard(name, tables.get("session", {})),
     )
 
 
@@ -168,6 +194,47 @@ def _hooks(name: str, table: dict[str, Any]) -> HookSettings:
     if timeout < 1:
         raise ConfigError(f"{name}: 'hook-timeout' in [freeze] must be at least 1 (second)")
     return HookSettings(table.get("hook", default.hook), table.get("hook-dir", default.directory), timeout)
+
+
+def _extensions(name: str, table: dict[str, Any]) -> str:
+    path = str(table.get("directory", DEFAULT_EXTENSIONS))
+    if path and not path.startswith("/"):
+        raise ConfigError(f"{name}: 'directory' in [extensions] must be an absolute path, or \"\" for none")
+    return path
+
+
+def _socket(name: str, table: dict[str, Any]) -> str:
+    path = str(table.get("socket", _default_socket()))
+    if path and not path.startswith("/"):
+        raise ConfigError(f"{name}: 'socket' in [local] must be an absolute path, or \"\" for none")
+    return path
+
+
+def _events(name: str, table: dict[str, Any]) -> EventSettings:
+    off = table.get("off", [])
+    for event in off:
+        if event not in NAMES:
+            there = _listed(NAMES)
+            raise ConfigError(f"{name}: 'off' in [events]: no such event: {event!r}; the events are {there}")
+    threshold = table.get("filesystem-threshold", EventSettings().threshold)
+    if not THRESHOLD_MIN <= threshold <= THRESHOLD_MAX:
+        raise ConfigError(
+            f"{name}: 'filesystem-threshold' in [events] must be {THRESHOLD_MIN} to {THRESHOLD_MAX} (percent)"
+        )
+    return EventSettings(tuple(off), threshold)
+
+
+def _clipboard(name: str, table: dict[str, Any]) -> ClipboardSettings:
+    default = ClipboardSettings()
+    clipboard, size = (
+        table.get("clipboard", default.clipboard),
+        table.get("clipboard-max-size", default.size_max),
+    )
+    if clipboard not in DIRECTIONS:
+        raise ConfigError(f"{name}: 'clipboard' in [session] must be one of {_listed(DIRECTIONS)}")
+    if size < 1:
+        raise ConfigError(f"{name}: 'clipboard-max-size' in [session] must be at least 1 (byte)")
+    return ClipboardSettings(clipboard, size)
 
 
 def _policy(name: str, table: dict[str, Any]) -> PolicySettings:
@@ -199,6 +266,13 @@ def dump(config: Config) -> str:
             "hook-dir": config.hooks.directory,
             "hook-timeout": config.hooks.timeout,
         },
+        "extensions": {"directory": config.extensions},
+        "local": {"socket": config.socket},
+        "session": {
+            "clipboard": config.clipboard.clipboard,
+            "clipboard-max-size": config.clipboard.size_max,
+        },
+        "events": {"off": config.events.off, "filesystem-threshold": config.events.threshold},
     }
     lines = []
     for table, keys in tables.items():

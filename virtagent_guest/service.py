@@ -16,6 +16,7 @@ import logging
 import math
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import trio
 
@@ -28,16 +29,25 @@ from virtagent_protocol.notify import notify
 from virtagent_protocol.nursery import plain_nursery
 from virtagent_protocol.session import Role
 
+from .calls import topic as calls_topic
 from .config import Config
+from .events import notify as events_notify
+from .events.deliver import Delivery
+from .events.log import EVENTS
+from .events.sources.watch import watch
+from .extensions.table import EXTENSIONS
 from .forward.host import HOST
 from .forward.services import serve_forward
 from .freeze.client import FREEZER
 from .freeze.gate import FreezeGate
 from .jobs.table import JOBS
+from .local.server import Topic, serve_local
 from .methods import all_methods
 from .policy.guard import Guard
 from .qga.channel import make_qga_transport
 from .qga.server import serve_qga
+from .sessions.gate import SessionGate
+from .sessions.opening import session_topic
 from .transports import Report, Transport, make_transport
 
 log = logging.getLogger("virtagent.guest")
@@ -47,6 +57,11 @@ BACKOFF_MIN, BACKOFF_MAX = 0.1, 5.0
 #: Seconds after which a lost device that has not come back will not. Then the agent exits, and systemd
 #: starts it again if the device does: a process that waits for a removed port helps nobody.
 REOPEN_TIME = 15.0
+
+#: The file beside the local socket with the events that the host does not have yet.
+UNSENT = "guest.unsent"
+#: What programs of the guest are offered on the local socket.
+LOCAL_TOPICS: tuple[Topic, ...] = (events_notify.topic, session_topic, calls_topic.topic)
 
 
 async def serve(config: Config, guard: Guard) -> None:
@@ -67,11 +82,19 @@ async def serve(config: Config, guard: Guard) -> None:
             await nursery.start(_reload_on_signal, guard)
             await nursery.start(_end_on_signal, nursery.cancel_scope)
             FREEZER.hooks = config.hooks
+            EXTENSIONS.open(config.extensions)
             await nursery.start(FREEZER.run)
             await nursery.start(JOBS.run)
+            if config.socket and await nursery.start(serve_local, config.socket, LOCAL_TOPICS):
+                # Whoever has the socket has the events of the agent that had it before.
+                EVENTS.keep(Path(config.socket).with_name(UNSENT))
+            delivery = Delivery(EVENTS, HOST)
+            nursery.start_soon(delivery.run)
             for transport in transports:
                 # With two ports, the last one is for our own calls.
-                nursery.start_soon(_serve_forever, transport, guard, patience, transport is transports[-1])
+                ours = delivery if transport is transports[-1] else None
+                nursery.start_soon(_serve_forever, transport, guard, patience, ours)
+            nursery.start_soon(watch, config.events)
             for forward in config.forwards:
                 nursery.start_soon(serve_forward, forward)
             for transport in for_qga:
@@ -81,9 +104,11 @@ async def serve(config: Config, guard: Guard) -> None:
             transport.close()
 
 
-async def _serve_forever(transport: Transport, guard: Guard, patience: float, for_our_calls: bool) -> None:
+async def _serve_forever(
+    transport: Transport, guard: Guard, patience: float, for_our_calls: Delivery | None
+) -> None:
     methods = all_methods()
-    methods.gate = FreezeGate(guard.gate("host"), FREEZER)
+    methods.gate = SessionGate(FreezeGate(guard.gate("host"), FREEZER))
     link = Link(
         Role.GUEST,
         f"va-guest {__version__}",
@@ -91,6 +116,7 @@ async def _serve_forever(transport: Transport, guard: Guard, patience: float, fo
         boot_id=boot_id(),
         crc=transport.lossy,
         on_status=lambda status: notify("", status=f"{status.state.value}: {status.reason}"),
+        on_session=for_our_calls.session_began if for_our_calls else lambda session, previous: None,
     )
     if for_our_calls:
         HOST.link = link
@@ -154,8 +180,9 @@ async def _reload_on_signal(
     with trio.open_signal_receiver(signal.SIGHUP) as signals:
         task_status.started()
         async for _ in signals:
-            log.info("SIGHUP: loading the policy again")
+            log.info("SIGHUP: loading the policy and the extensions again")
             guard.reload()
+            EXTENSIONS.reload()
 
 
 async def _end_on_signal(

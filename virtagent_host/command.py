@@ -19,6 +19,7 @@ from virtagent_protocol.values import Value
 if TYPE_CHECKING:
     from virtagent_protocol.stream import LinkStream
 
+    from .events.intake import GuestEvents
     from .forward.table import Forwards
 
 Arguments = Mapping[str, Any]
@@ -33,6 +34,10 @@ class VirtualMachine(Protocol):
     @property
     def forwards(self) -> Forwards:
         """Its forwarded connections."""
+
+    @property
+    def events(self) -> GuestEvents:
+        """What the guest told."""
 
     async def renegotiate(self) -> Value:
         """Call the guest's `va.capabilities`, keep what it allows from now on, and return it."""
@@ -70,6 +75,9 @@ class Client(Protocol):
     def emit(self, name: str, data: dict[str, object]) -> None:
         """Send an event to this client alone."""
 
+    async def events_sent(self) -> None:
+        """Return when no event waits for this client to read it."""
+
     def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         """Run ``await function(*args)`` as a task that is cancelled when the client leaves."""
 
@@ -90,8 +98,8 @@ class Argument:
 
     Attributes:
         name: as in the QMP command.
-        type: ``string``, ``integer``, ``number``, ``boolean``, ``array`` (of strings) or ``object`` (the
-            words of QEMU's error messages).
+        type: ``string``, ``integer``, ``string or integer``, ``number``, ``boolean``, ``array`` (of
+            strings) or ``object`` (the words of QEMU's error messages).
         help: one line.
         optional: it may be left out; its value is then *default*.
         choices: all strings that are accepted; empty: any.
@@ -102,7 +110,7 @@ class Argument:
     type: str
     help: str
     optional: bool = False
-    default: str | int | float | None = None
+    default: Any = None
     choices: tuple[str, ...] = ()
     minimum: float | None = None
 
@@ -138,6 +146,7 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "boolean": (bool,),
     "array": (list,),
     "object": (dict,),
+    "string or integer": (str, int),
 }
 
 
@@ -152,6 +161,9 @@ class Command:
         example: arguments as a user of the monitor types them.
         handler: ``async handler(vm, arguments, client)``.
         arguments: in the order in which the monitor takes them.
+        session: whether the agent of a user's session can be asked in place of the guest's: not what va-host
+            answers by itself, nor what is the whole machine's business. It gives the command an argument more
+            (`sessions`).
     """
 
     name: str
@@ -160,6 +172,7 @@ class Command:
     example: str
     handler: Handler
     arguments: tuple[Argument, ...] = ()
+    session: bool = True
 
     def argument(self, name: str) -> Argument:
         """Return the argument of that name; KeyError if there is none."""

@@ -9,7 +9,8 @@ The rules:
 2. A command with an argument ``timeout`` ends by then: what it waits for is cancelled, on both ends. If it is
    given a ``deadline``, it keeps that by itself.
 3. A handler returns what JSON can carry. What a guest sent is untrusted: its shape is checked.
-4. trio is imported where it is used, because the CLI imports this table and must start at once.
+4. A command with an argument ``session`` is given a VM whose calls go there (`sessions`); it need not know.
+5. trio is imported where it is used, because the CLI imports this table and must start at once.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from virtagent_protocol.errors import CallTimeout, RemoteProtocolError
 from virtagent_protocol.linkstate import LinkState
 from virtagent_protocol.values import Struct, Value, as_struct, member, type_name
 
-from . import execution, files, forwarding, freezing
+from . import clipboard, execution, files, forwarding, freezing, sessions
 from .command import Argument as Argument
 from .command import Arguments, BoundCommand, VirtualMachine
 from .command import Client as Client
 from .command import Command as Command
 from .command import InvalidArguments as InvalidArguments
+from .events import command as events
+from .extensions import listing
+from .stats import commands as stats
 
 #: Seconds until a call to the guest is given up: the original's client timeout.
 CALL_TIMEOUT = 5.0
@@ -47,11 +51,14 @@ def bind(vm: VirtualMachine) -> dict[str, BoundCommand]:
 
     The functions return what JSON can carry and raise `VirtagentError` only.
     """
-    return {command.name: partial(_run, command, vm) for command in COMMANDS.values()}
+    return {command.name: partial(run, command, vm) for command in COMMANDS.values()}
 
 
-async def _run(command: Command, vm: VirtualMachine, given: Arguments, client: Client) -> object:
+async def run(command: Command, vm: VirtualMachine, given: Arguments, client: Client) -> object:
+    """Run a command for a client, its arguments checked and its deadline kept."""
     arguments = command.complete(given)
+    if arguments.get("session") is not None:
+        vm = sessions.InSession(vm, arguments["session"])
     timeout = arguments.get("timeout")
     if timeout is None or arguments.get("deadline") is not None:
         return await command.handler(vm, arguments, client)
@@ -158,7 +165,7 @@ _FORMAT = Argument(
 )
 
 COMMANDS: dict[str, Command] = {
-    command.name: command
+    command.name: sessions.with_session(command)
     for command in (
         Command(
             "va_ping",
@@ -193,6 +200,7 @@ COMMANDS: dict[str, Command] = {
                     minimum=1,
                 ),
             ),
+            session=False,
         ),
         Command(
             "va_viewfile",
@@ -215,6 +223,7 @@ COMMANDS: dict[str, Command] = {
             "va_viewdmesg",
             _viewdmesg,
             (_FORMAT, _TIMEOUT),
+            session=False,
         ),
         Command(
             "va_freeze",
@@ -244,6 +253,7 @@ COMMANDS: dict[str, Command] = {
                 ),
                 _FREEZE_TIMEOUT,
             ),
+            session=False,
         ),
         Command(
             "va_thaw",
@@ -252,6 +262,7 @@ COMMANDS: dict[str, Command] = {
             "va_thaw",
             freezing.thaw,
             (_FREEZE_TIMEOUT,),
+            session=False,
         ),
         Command(
             "va_status",
@@ -259,6 +270,7 @@ COMMANDS: dict[str, Command] = {
             "{state, reason, …}",
             "va_status",
             _status,
+            session=False,
         ),
         Command(
             "va_wait",
@@ -272,6 +284,7 @@ COMMANDS: dict[str, Command] = {
                     "timeout", "number", "seconds to wait", optional=True, default=WAIT_TIMEOUT, minimum=0
                 ),
             ),
+            session=False,
         ),
         Command(
             "va_detach",
@@ -279,9 +292,15 @@ COMMANDS: dict[str, Command] = {
             "{}",
             "va_detach",
             _detach,
+            session=False,
         ),
         *execution.COMMANDS,
         *files.COMMANDS,
         *forwarding.COMMANDS,
+        *events.COMMANDS,
+        *stats.COMMANDS,
+        *listing.COMMANDS,
+        *sessions.COMMANDS,
+        *clipboard.COMMANDS,
     )
 }

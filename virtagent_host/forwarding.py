@@ -103,6 +103,7 @@ COMMANDS = (
                 minimum=0,
             ),
         ),
+        session=False,
     ),
     Command(
         "va_listen",
@@ -121,6 +122,7 @@ COMMANDS = (
                 minimum=0,
             ),
         ),
+        session=False,
     ),
     Command(
         "va_unlisten",
@@ -129,6 +131,7 @@ COMMANDS = (
         "va_unlisten 1",
         unlisten,
         (Argument("listener", "integer", "number that va_listen returned"),),
+        session=False,
     ),
     Command(
         "va_accept",
@@ -137,6 +140,7 @@ COMMANDS = (
         "va_accept 2 va_socket",
         accept,
         (_CONNECTION, Argument("fd", "string", f"a connected socket: {_FD}")),
+        session=False,
     ),
     Command(
         "va_refuse",
@@ -145,5 +149,6 @@ COMMANDS = (
         "va_refuse 2",
         refuse,
         (_CONNECTION,),
+        session=False,
     ),
 )

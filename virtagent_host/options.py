@@ -49,6 +49,7 @@ class ServiceOptions:
         ports: one port for both directions, or one for each.
         settings: the adjustable limits of the link.
         services: what programs in the guest may connect to, by name.
+        services_dir: where the services are that they may call, with the policy; None: the usual place.
         set_clock: whether the guest's clock is set.
         verbose: how often ``-v`` was given.
     """
@@ -58,6 +59,7 @@ class ServiceOptions:
     ports: Ports = Ports.ONE
     settings: Settings = field(default_factory=Settings)
     services: Mapping[str, Address] = field(default_factory=dict)
+    services_dir: str | None = None
     set_clock: SetClock = SetClock.AFTER_RESTORE
     verbose: int = 0
 

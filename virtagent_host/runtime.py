@@ -7,6 +7,7 @@ The rules:
    ``$XDG_RUNTIME_DIR/virtagent``.
 2. A VM has three files there: ``NAME.qmp`` (the bridge, to which clients connect), ``NAME.chardev`` (the
    virtagent chardev, on which QEMU listens) and ``NAME.lock`` (held by the va-host that serves the VM).
+   ``NAME.events`` and ``NAME.events.1`` hold what the guest told; they stay, for the next va-host.
 3. A socket file proves nothing: a killed va-host leaves it behind. A VM is attached if somebody accepts
    connections on its bridge; a name is free if its lock is.
 """
@@ -33,6 +34,7 @@ NAME_MAX = 64
 BRIDGE_SUFFIX = ".qmp"
 CHARDEV_SUFFIX = ".chardev"
 LOCK_SUFFIX = ".lock"
+EVENTS_SUFFIX = ".events"
 
 #: The longest process id (kernel.pid_max is 2^22 at most).
 _PID = 1 << 22
@@ -74,6 +76,7 @@ class VmPaths:
     bridge: Path
     chardev: Path
     lock: Path
+    events: Path
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ class RuntimeDir:
             self.path / (name + BRIDGE_SUFFIX),
             self.path / (name + CHARDEV_SUFFIX),
             self.path / (name + LOCK_SUFFIX),
+            self.path / (name + EVENTS_SUFFIX),
         )
         # The bridge's socket is made under a longer name first (private_socket).
         longest = max(paths.bridge.with_name(f".{paths.bridge.name}.{_PID}"), paths.chardev, key=_length)

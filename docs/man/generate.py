@@ -67,10 +67,10 @@ def page() -> Iterator[str]:
     yield "\\fBva\\-guest\\fR(1), \\fBqemu\\fR(1)"
 
 
-def _command(command: click.Command) -> Iterator[str]:
+def _command(command: click.Command, group: str = "") -> Iterator[str]:
     context = click.Context(command, info_name=command.name)
     usage = " ".join(piece for p in command.get_params(context) for piece in p.get_usage_pieces(context))
-    yield f".SS {_text(command.name or '')} {_text(usage)}".rstrip()
+    yield f".SS {_text(f'{group}{command.name}')} {_text(usage)}".rstrip()
     yield from _paragraphs(command.help or "")
     yield from _options(command)
     example = re.findall(r"(?m)^  (va-host.*|.*\| va-host.*|eval.*)$", command.epilog or "")
@@ -80,6 +80,9 @@ def _command(command: click.Command) -> Iterator[str]:
     yield ".nf"
     yield from (f"\\&  {_text(line)}" for line in example)
     yield ".fi"
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            yield from _command(command.commands[name], f"{group}{command.name} ")
 
 
 def _options(command: click.Command) -> Iterator[str]:

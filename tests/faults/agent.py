@@ -114,4 +114,4 @@ class Tally:
 
 if __name__ == "__main__":
     vars(service)["Link"] = CallingLink
-    raise SystemExit(cli.main())
+    raise SystemExit(cli.main(sys.argv[1:]))

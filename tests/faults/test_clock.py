@@ -23,11 +23,17 @@ WALL_CLOCK = {
     "protocol/virtagent_protocol/observed.py",  # since when a state lasts; when an error was
     "virtagent_host/bridge/server.py",  # timestamps of events, as QMP has them
     "virtagent_host/bridge/session.py",  # the same, for one client
-    "virtagent_host/cli/qmp.py",  # printing those
     "virtagent_host/cli/exec.py",  # printing when a job was started
     "virtagent_host/frontend/listing.py",  # printing when a file was modified
     "virtagent_guest/jobs/job.py",  # when a job was started, and ended
     "virtagent_guest/freeze/client.py",  # since when something is frozen
+    "virtagent_guest/sessions/table.py",  # since when a session's agent is there
+    "virtagent_guest/stats/sampler.py",  # when a sample was taken
+    "virtagent_guest/stats/processes.py",  # the time since the boot
+    "virtagent_guest/events/log.py",  # when an event happened
+    "virtagent_host/events/intake.py",  # when it was received
+    "virtagent_host/cli/events.py",  # printing those, and that
+    "virtagent_host/cli/sessions.py",  # printing since when a session's agent is there
     # The clock itself is what these are about.
     "virtagent_host/service/restore.py",
     "virtagent_guest/methods/qga/clock.py",

@@ -184,7 +184,7 @@ async def test_a_guest_that_migrates_to_another_qemu(machine: Machine) -> None:
         await trio.to_thread.run_sync(target.start)
         lab = Lab(target.directory, "target")
         try:
-            async with lab.attached(target):
+            async with lab.attached(target), lab.client() as client:
                 assert (await lab.wait("paused"))["reason"] == "QEMU is in state 'inmigrate'"
                 if not live:
                     await source.qmp("stop")
@@ -200,6 +200,8 @@ async def test_a_guest_that_migrates_to_another_qemu(machine: Machine) -> None:
                 await lab.succeed("ping")
                 ledger.times = 1
                 ledger.again.append(time.monotonic() - migrated_at)
+                resumed = await client.event("VA_GUEST_RESUMED")
+                assert (resumed["cause"], resumed["reseeded"]) == ("migration", True), resumed
                 ledger.notes.append(f"downtime {info['downtime']} ms, {info['ram']['transferred'] >> 20} MiB")
                 # What the source's users are told, at once.
                 await stage.until(lambda status: status["reason"] == away)

@@ -24,6 +24,7 @@ import trio
 
 from virtagent_host.bridge.server import Bridge
 from virtagent_host.commands import bind
+from virtagent_host.events.intake import GuestEvents
 from virtagent_host.forward.table import Forwards
 from virtagent_host.qemu.qmp import QmpConnection, open_qmp
 from virtagent_host.runtime import RuntimeDir
@@ -49,6 +50,7 @@ class PlayedVm:
         self.detached = trio.Event()
         self.detached_again = trio.Event()
         self.ready = trio.Event()
+        self.events = GuestEvents("demo", None, lambda name, data: None)
 
     async def call(self, method: str, *params: Value) -> Value:
         if self.silent:

@@ -146,8 +146,8 @@ def va_host(runtime: RuntimeDir, channel: Path, *arguments: str) -> Iterator[Pro
         process.kill()
 
 
-def until_ready(runtime: RuntimeDir) -> None:
-    with VmClient.connect(runtime, NAME) as client:
+def until_ready(runtime: RuntimeDir, name: str = NAME) -> None:
+    with VmClient.connect(runtime, name) as client:
         client.execute("va_wait", {"until": "ready", "timeout": DEADLINE}, timeout=DEADLINE)
 
 

@@ -427,6 +427,9 @@ class Someone:
     def emit(self, name: str, data: dict[str, object]) -> None:
         self.events.append((name, data))
 
+    async def events_sent(self) -> None:
+        pass
+
     def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         self._nursery.start_soon(partial(function, *args))
 

@@ -16,5 +16,8 @@ class NobodysClient:
     def emit(self, name: str, data: dict[str, object]) -> None:
         raise AssertionError(name)
 
+    async def events_sent(self) -> None:
+        pass
+
     def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         raise AssertionError(function)

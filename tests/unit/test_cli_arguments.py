@@ -84,7 +84,7 @@ def test_the_monitor_takes_values_by_position_and_by_name() -> None:
     [
         ("va_shutdown", "Parameter 'shutdown_mode' is missing"),
         ("va_shutdown sleep", "does not accept value 'sleep', only: halt, powerdown, reboot"),
-        ("va_ping 1 2", "too many values; usage: va_ping \\[timeout\\]"),
+        ("va_ping 1 2 3", "too many values; usage: va_ping \\[timeout\\] \\[session\\]"),
         ("va_ping soon", "Invalid parameter type for 'timeout', expected: number"),
         ("va_viewfile 'a", "No closing quotation"),
         ("va_fly", "'help' lists"),

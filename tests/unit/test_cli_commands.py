@@ -12,6 +12,7 @@ import trio.testing
 from tests.unit.nobody import NobodysClient
 from virtagent_host.cli import MODULES
 from virtagent_host.commands import COMMANDS, InvalidArguments, bind
+from virtagent_host.events.intake import GuestEvents
 from virtagent_host.forward.table import Forwards
 from virtagent_protocol.errors import CallTimeout, NotReady, RemoteProtocolError, VirtagentError
 from virtagent_protocol.stream import LinkStream
@@ -42,6 +43,10 @@ class Guest:
     @property
     def forwards(self) -> Forwards:
         raise AssertionError("nothing is forwarded here")
+
+    @property
+    def events(self) -> GuestEvents:
+        raise AssertionError("nothing happens here")
 
     async def renegotiate(self) -> Value:
         return await self.call("va.capabilities")

@@ -327,7 +327,7 @@ RULE = '[[rule]]\nname = "r"\naction = "allow"\nmethods = ["va.getfile"]\n'
         (RULE + "address = ['127.0.0.1:22']", "must begin with tcp: or unix:/"),
         (RULE + "user = ['x']", r"va.getfile has nothing to do with users"),
         (RULE + "env = ['x']", r"env goes with run"),
-        (RULE + "origin = ['moon']", r"no such origin: 'moon'; there are host, qga, session"),
+        (RULE + "origin = ['moon']", r"no such origin: 'moon'; there are host, qga"),
         (RULE.replace("va.getfile", "va.ping"), r"va.ping is always answered"),
         (RULE.replace("va.getfile", "guest-exec") + "run = ['/bin/ls']", r"run must be an array of arrays"),
         (RULE.replace("va.getfile", "guest-exec") + "run = [['ls']]", r"run: 'ls' must begin with /"),

@@ -21,6 +21,8 @@ SAFE = frozenset(
         *("va.freeze", "va.renew_freeze", "va.thaw", "va.freeze_status"),
         "va.reseed",
         "va.stats",
+        # What they carry is judged by itself.
+        *("va.sessions", "va.session"),
         *("va.jobs", "va.job_attach", "va.job_signal", "va.job_resize", "va.job_forget"),
     }
 )

@@ -7,12 +7,33 @@ from __future__ import annotations
 
 from virtagent_protocol.registry import Registry
 
-from . import directories, dmesg, entropy, exec, files, forward, freeze, power, qga, trees
+from ..extensions.table import EXTENSIONS
+from ..session.clipboard_settings import METHODS as CLIPBOARD_METHODS
+from . import directories, dmesg, entropy, exec, files, forward, freeze, power, qga, sessions, stats, trees
 
 
 def all_methods() -> Registry:
     """Return a new registry with every method of the agent."""
     methods = Registry()
-    for topic in (power, files, trees, directories, dmesg, exec, freeze, qga, forward, entropy):
+    for topic in (
+        power,
+        files,
+        trees,
+        directories,
+        dmesg,
+        exec,
+        freeze,
+        qga,
+        forward,
+        entropy,
+        stats,
+        sessions,
+    ):
         methods.include(topic.registry)
+    methods.offer(EXTENSIONS.methods)
     return methods
+
+
+def all_names() -> list[str]:
+    """Return the names of all methods that a policy can speak of: those of the agents of sessions, too."""
+    return sorted({*all_methods().names(), *CLIPBOARD_METHODS})

@@ -10,6 +10,8 @@ import threading
 from virtagent_protocol.errors import Fault, FaultCode
 from virtagent_protocol.registry import Call, Registry
 
+from ..events.sources.asked import ASKED, HOST
+
 registry = Registry()
 log = logging.getLogger("virtagent.power")
 
@@ -35,6 +37,7 @@ async def shutdown(call: Call, mode: str = "powerdown") -> None:
 
     async def after_reply() -> None:
         log.info("the host asked for it: %s", " ".join(command))
+        ASKED.note(HOST, mode)
         # A thread, and nothing awaited: a host that closes the channel after the reply cancels this task.
         threading.Thread(target=_run, args=[command], name="shutdown", daemon=True).start()
 
@@ -52,7 +55,9 @@ def _run(command: list[str]) -> None:
             stderr=subprocess.DEVNULL,
         )
     except OSError as error:
+        ASKED.take_back()
         log.error("%s did not start: %s", command[0], error)
     else:
         if status:
+            ASKED.take_back()
             log.error("%s failed with status %d", " ".join(command), status)

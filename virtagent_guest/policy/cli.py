@@ -97,9 +97,9 @@ def _value(text: str) -> Value:
 
 
 def _methods() -> list[str]:
-    from ..methods import all_methods
+    from ..methods import all_names
 
-    return all_methods().names()
+    return all_names()
 
 
 def _note(line: str) -> None:

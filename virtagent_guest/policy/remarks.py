@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
+from virtagent_protocol.signature import PREFIX
+
 from .rules import ALWAYS, Policy, Rule
 
 _WILDCARD = re.compile(r"[*?]")
@@ -26,12 +28,13 @@ def remarks(policy: Policy, methods: Iterable[str]) -> list[str]:
 
 
 def _unknown_names(policy: Policy, known: list[str]) -> Iterator[str]:
+    # Extensions come and go: rules about them may be there first.
     for where, names in (("allow-rpcs", policy.allow or ()), ("block-rpcs", policy.block)):
-        for name in sorted(set(names).difference(known)):
+        for name in sorted(name for name in set(names).difference(known) if not name.startswith(PREFIX)):
             yield f"{where}: this agent has no method '{name}'"
     for rule in policy.rules:
         for glob in rule.methods:
-            if not any(glob.matches(name) for name in known):
+            if not glob.text.startswith(PREFIX) and not any(glob.matches(name) for name in known):
                 yield f"rule '{rule.name}': this agent has no method '{glob.text}'"
 
 

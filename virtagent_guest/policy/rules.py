@@ -24,7 +24,7 @@ from .subject import SUBJECTS, Arguments, Subject, Unjudgeable, places, program_
 
 #: Whoever calls: the host over virtagent's link, the host over QEMU's own guest agent protocol, or a
 #: session agent in the guest.
-ORIGINS = ("host", "qga", "session")
+ORIGINS = ("host", "qga")
 
 ALWAYS = frozenset(
     {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +12,7 @@ from click.shell_completion import CompletionItem
 
 from virtagent_protocol.errors import NotThere, VirtagentError
 
+from ..frontend.output import put_error
 from ..runtime import BadName, RuntimeDir, check_name
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     _StrType = click.ParamType[str]
 else:
     _StrType = click.ParamType  # Generic only since click 8.2.
+
+EXIT_USAGE = 2
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -33,12 +37,14 @@ class Invocation:
         verbose: how often ``-v`` was given.
         json: whether the command was told ``--json``: its errors are JSON then, too.
         status: the exit status of a command that ends without an exception.
+        session: of the guest's user sessions, the one that is asked in place of the guest's agent.
     """
 
     runtime_dir: str | None = None
     verbose: int = 0
     json: bool = False
     status: int = 0
+    session: str | None = None
 
     @property
     def runtime(self) -> RuntimeDir:
@@ -68,7 +74,9 @@ class Invocation:
         """Connect to the bridge of *name*, or of the only attached VM."""
         from ..frontend.client import VmClient
 
-        return VmClient.connect(self.runtime, self.choose(name))
+        client = VmClient.connect(self.runtime, self.choose(name))
+        client.session = self.session
+        return client
 
 
 class VmName(_StrType):
@@ -137,6 +145,21 @@ def json_option(what: str) -> Callable[[Decorated], Decorated]:
     )
 
 
+def session_option() -> Callable[[Decorated], Decorated]:
+    """Return the decorator for ``--session``; it sets `Invocation.session`, and `VmClient` does the rest."""
+
+    def remember(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        ctx.ensure_object(Invocation).session = value
+
+    return click.option(
+        "--session",
+        metavar="ID",
+        expose_value=False,
+        callback=remember,
+        help="Ask the agent of a user's session (va-host sessions): its id, or the user's uid.",
+    )
+
+
 def timeout_option(default: float | None, what: str) -> Callable[[Decorated], Decorated]:
     """Return the decorator for ``--timeout SECONDS``."""
     return click.option(
@@ -147,6 +170,18 @@ def timeout_option(default: float | None, what: str) -> Callable[[Decorated], De
         show_default=default is not None,
         help=what,
     )
+
+
+@contextmanager
+def configuration(invocation: Invocation) -> Iterator[None]:
+    """A policy that makes no sense is a mistake in what is configured, which no restart mends: status 2."""
+    from ..services.file import PolicyError
+
+    try:
+        yield
+    except PolicyError as error:
+        put_error(error, as_json=invocation.json)
+        invocation.status = EXIT_USAGE
 
 
 def examples(*lines: str) -> str:

@@ -15,7 +15,15 @@ from virtagent_protocol.errors import VirtagentError
 from ..commands import COMMANDS as TABLE
 from ..execution import CALL_TIMEOUT, TIMEOUT
 from ..frontend.output import PROGRAM, put, put_error, put_json
-from .common import Invocation, VmName, examples, json_option, timeout_option, vm_argument
+from .common import (
+    Invocation,
+    VmName,
+    examples,
+    json_option,
+    session_option,
+    timeout_option,
+    vm_argument,
+)
 
 #: The user's own shell, as a login shell. Of a guest whose agent has no $SHELL, /bin/sh.
 _LOGIN = 'exec "${SHELL:-/bin/sh}" -l'
@@ -99,6 +107,7 @@ class _ExecCommand(click.Command):
 @click.option("-d", "--detach", is_flag=True, help="Let it run by itself, and print its id for attach-job.")
 @_start_timeout
 @json_option("errors, and the id with --detach, as one JSON object")
+@session_option()
 @click.pass_obj
 def exec_(
     invocation: Invocation,
@@ -148,6 +157,7 @@ def exec_(
 @vm_argument()
 @_user
 @_start_timeout
+@session_option()
 @click.pass_obj
 def shell(invocation: Invocation, name: str | None, user: str | None, timeout: float) -> None:
     given = {"argv": [_LOGIN], "shell": True, "user": user}
@@ -159,6 +169,7 @@ def shell(invocation: Invocation, name: str | None, user: str | None, timeout: f
 @vm_argument()
 @timeout_option(CALL_TIMEOUT, "How long to wait for the answer.")
 @json_option("one JSON object: jobs, an array")
+@session_option()
 @click.pass_obj
 def jobs(invocation: Invocation, name: str | None, timeout: float) -> None:
     result = _call(invocation, name, "va_jobs", {}, timeout)
@@ -183,6 +194,7 @@ def jobs(invocation: Invocation, name: str | None, timeout: float) -> None:
 @click.argument("job", type=click.IntRange(min=1), metavar="ID")
 @click.option("--offset", type=click.IntRange(min=0), default=0, help="First byte of stdout.")
 @click.option("--stderr-offset", type=click.IntRange(min=0), default=0, help="First byte of stderr.")
+@session_option()
 @click.pass_obj
 def attach_job(invocation: Invocation, name: str | None, job: int, offset: int, stderr_offset: int) -> None:
     from ..frontend.exec import attach
@@ -202,6 +214,7 @@ def attach_job(invocation: Invocation, name: str | None, job: int, offset: int, 
 @click.option("-s", "--signal", default="TERM", show_default=True, help="Such as HUP, KILL or SIGUSR1.")
 @timeout_option(CALL_TIMEOUT, "How long to wait for the answer.")
 @json_option("errors as one JSON object")
+@session_option()
 @click.pass_obj
 def kill(invocation: Invocation, name: str | None, job: int, signal: str, timeout: float) -> None:
     _call(invocation, name, "va_job_signal", {"id": job, "signal": signal.upper()}, timeout)

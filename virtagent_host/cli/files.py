@@ -20,7 +20,7 @@ from ..files import REMOVE_TIMEOUT, TIMEOUT
 from ..frontend.listing import name_bytes, put_entries, put_name, shown, shown_time
 from ..frontend.output import on_terminal, put_error, put_json
 from ..runtime import BadName, check_name
-from .common import Invocation, examples, json_option, timeout_option
+from .common import Invocation, examples, json_option, session_option, timeout_option
 
 if TYPE_CHECKING:
     from ..frontend.client import VmClient
@@ -131,6 +131,7 @@ _remote_argument = click.argument("path", metavar="NAME:/PATH", callback=_parse_
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @timeout_option(TIMEOUT, "How long to wait until it begins.")
 @json_option("one JSON object: entries, bytes, kept, failed, errors, notes, digest, seconds")
+@session_option()
 @click.pass_obj
 def cp(
     invocation: Invocation,
@@ -277,6 +278,7 @@ def _document(outcome: Outcome, seconds: float) -> dict[str, Any]:
 @click.option("-l", "long", is_flag=True, help="Show mode, links, owner, size and time, too.")
 @timeout_option(TIMEOUT, "How long to wait for each 1000 entries.")
 @json_option('a JSON array of entries; a name that is not UTF-8 is {"base64": …}')
+@session_option()
 @click.pass_obj
 def ls(invocation: Invocation, path: _Path, long: bool, timeout: float) -> None:
     from ..frontend.fetch import call
@@ -301,6 +303,7 @@ def ls(invocation: Invocation, path: _Path, long: bool, timeout: float) -> None:
 @click.option("-L", "--follow", is_flag=True, help="Follow a symbolic link.")
 @timeout_option(TIMEOUT, "How long to wait for the answer.")
 @json_option("one JSON object")
+@session_option()
 @click.pass_obj
 def stat(invocation: Invocation, path: _Path, follow: bool, timeout: float) -> None:
     entry = _call(invocation, path, "va_stat", timeout, follow=follow)
@@ -320,6 +323,7 @@ def stat(invocation: Invocation, path: _Path, follow: bool, timeout: float) -> N
 @click.option("-r", "--recursive", is_flag=True, help="Remove a directory, with all that is in it.")
 @timeout_option(REMOVE_TIMEOUT, "How long it may take.")
 @json_option("one JSON object: removed")
+@session_option()
 @click.pass_obj
 def rm(invocation: Invocation, path: _Path, recursive: bool, timeout: float) -> None:
     result = _call(invocation, path, "va_rm", timeout, recursive=recursive)
@@ -331,6 +335,7 @@ def rm(invocation: Invocation, path: _Path, recursive: bool, timeout: float) -> 
 @_remote_argument
 @click.option("-p", "--parents", is_flag=True, help="Make those above it, too; it may be there already.")
 @timeout_option(TIMEOUT, "How long to wait for the answer.")
+@session_option()
 @click.pass_obj
 def mkdir(invocation: Invocation, path: _Path, parents: bool, timeout: float) -> None:
     _call(invocation, path, "va_mkdir", timeout, parents=parents)

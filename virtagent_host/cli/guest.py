@@ -12,7 +12,16 @@ from virtagent_protocol.errors import NotThere
 from ..commands import CALL_TIMEOUT, WAIT_TIMEOUT
 from ..commands import COMMANDS as TABLE
 from ..frontend.output import put, put_bytes, put_fields, put_json
-from .common import Invocation, VmName, attached_names, examples, json_option, timeout_option, vm_argument
+from .common import (
+    Invocation,
+    VmName,
+    attached_names,
+    examples,
+    json_option,
+    session_option,
+    timeout_option,
+    vm_argument,
+)
 
 #: Seconds between two looks for a va-host that is about to start.
 _LOOK_AGAIN = 0.1
@@ -73,6 +82,7 @@ def wait(invocation: Invocation, name: str | None, until: str, timeout: float) -
 @vm_argument()
 @_call_timeout
 @json_option("one JSON object")
+@session_option()
 @click.pass_obj
 def ping(invocation: Invocation, name: str | None, timeout: float) -> None:
     result = _call(invocation, name, "va_ping", timeout)
@@ -86,6 +96,7 @@ def ping(invocation: Invocation, name: str | None, timeout: float) -> None:
 @vm_argument()
 @_call_timeout
 @json_option("one JSON object")
+@session_option()
 @click.pass_obj
 def capabilities(invocation: Invocation, name: str | None, timeout: float) -> None:
     _put_result(invocation, _call(invocation, name, "va_capabilities", timeout))
@@ -166,6 +177,7 @@ def shutdown(
 @click.option("--count", type=click.IntRange(min=1), help="Bytes to read; default: all that follow.")
 @timeout_option(CALL_TIMEOUT, "How long to wait for each part of the file.")
 @json_option("one JSON object: filepath, offset, content, format (utf8, or base64 if it is not), count")
+@session_option()
 @click.pass_obj
 def viewfile(
     invocation: Invocation, name: str | None, path: str, offset: int, count: int | None, timeout: float

@@ -16,7 +16,16 @@ from virtagent_protocol.limits import EXECUTE_MAX, SEND_MAX, Settings
 
 from ..frontend.output import put_coloured, put_json, state_colour
 from ..runtime import BadName, check_name
-from .common import Decorated, Invocation, VmName, examples, json_option, timeout_option, vm_argument
+from .common import (
+    Decorated,
+    Invocation,
+    VmName,
+    configuration,
+    examples,
+    json_option,
+    timeout_option,
+    vm_argument,
+)
 
 #: Seconds for a service to let go of QEMU: it unplugs nothing, so this is closing a few sockets.
 DETACH_TIMEOUT = 10.0
@@ -76,6 +85,14 @@ def _link_options(command: Decorated) -> Decorated:
             metavar="ID=ADDRESS",
             help="Let programs in the guest connect to this address of the host (tcp:HOST:PORT or "
             "unix:/PATH) as service ID; may be repeated. They reach no other.",
+        ),
+        click.option(
+            "--services-dir",
+            metavar="DIR",
+            type=click.Path(),
+            help="Where the services are that programs in the guest may call (va-guest call), and the policy "
+            "which says who may. Default: /etc/virtagent/services for root, else virtagent/services in "
+            "$XDG_CONFIG_HOME. SIGHUP loads the policy again.",
         ),
         click.option(
             "--set-clock",
@@ -150,6 +167,7 @@ def attach(
     send_max: int,
     execute_max: int,
     services: dict[str, Address],
+    services_dir: str | None,
     set_clock: str,
 ) -> None:
     """Attach to a running QEMU and serve its bridge.
@@ -172,22 +190,24 @@ def attach(
     from ..options import Agent, AttachOptions, Ports, SetClock
     from ..service.attach import attach_main
 
-    attach_main(
-        AttachOptions(
-            name=name or _name_of(qmp or channel_path),
-            runtime=invocation.runtime,
-            qmp=qmp,
-            channel=channel_path,
-            retry=retry,
-            agent=Agent(agent),
-            qga=qga,
-            ports=Ports(ports),
-            settings=Settings(send_max=send_max, execute_max=execute_max),
-            services=services,
-            set_clock=SetClock(set_clock),
-            verbose=invocation.verbose,
+    with configuration(invocation):
+        attach_main(
+            AttachOptions(
+                name=name or _name_of(qmp or channel_path),
+                runtime=invocation.runtime,
+                qmp=qmp,
+                channel=channel_path,
+                retry=retry,
+                agent=Agent(agent),
+                qga=qga,
+                ports=Ports(ports),
+                settings=Settings(send_max=send_max, execute_max=execute_max),
+                services=services,
+                services_dir=services_dir,
+                set_clock=SetClock(set_clock),
+                verbose=invocation.verbose,
+            )
         )
-    )
 
 
 @click.command(
@@ -209,6 +229,7 @@ def launch(
     send_max: int,
     execute_max: int,
     services: dict[str, Address],
+    services_dir: str | None,
     set_clock: str,
 ) -> None:
     """Start QEMU and attach.
@@ -220,18 +241,20 @@ def launch(
     from ..options import LaunchOptions, Ports, SetClock
     from ..service.launch import launch_main
 
-    launch_main(
-        LaunchOptions(
-            name=name or _name_in(argv),
-            runtime=invocation.runtime,
-            argv=argv,
-            ports=Ports(ports),
-            settings=Settings(send_max=send_max, execute_max=execute_max),
-            services=services,
-            set_clock=SetClock(set_clock),
-            verbose=invocation.verbose,
+    with configuration(invocation):
+        launch_main(
+            LaunchOptions(
+                name=name or _name_in(argv),
+                runtime=invocation.runtime,
+                argv=argv,
+                ports=Ports(ports),
+                settings=Settings(send_max=send_max, execute_max=execute_max),
+                services=services,
+                services_dir=services_dir,
+                set_clock=SetClock(set_clock),
+                verbose=invocation.verbose,
+            )
         )
-    )
 
 
 @click.command(epilog=examples("va-host detach demo"))

@@ -85,6 +85,8 @@ class VmClient:
         self._last_id = 0
         #: What goes with the next command.
         self._handing: int | None = None
+        #: The user session in the guest that every `va_*` command is for, or None.
+        self.session: str | None = None
 
     @classmethod
     def connect(cls, runtime: RuntimeDir, name: str, *, timeout: float = CONNECT_TIMEOUT) -> VmClient:
@@ -137,6 +139,8 @@ class VmClient:
         """
         self._last_id += 1
         request: dict[str, object] = {"execute": command, "id": self._last_id}
+        if self.session is not None and command.startswith("va_"):
+            arguments = {**(arguments or {}), "session": self.session}
         if arguments:
             request["arguments"] = arguments
         deadline = None if timeout is None else time.monotonic() + timeout

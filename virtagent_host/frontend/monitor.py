@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from virtagent_protocol.errors import EXIT_STATUS, VirtagentError
 
 from ..commands import COMMANDS, Command
+from ..extensions.described import COMMAND_PREFIX
 from ..runtime import RuntimeDir
 from .client import VmClient
+from .extensions import call_extension, find_extension, list_extensions, put_result
 from .fetch import call, dmesg, file_parts
 from .output import EXIT_INTERRUPTED, put, put_bytes, put_error, put_fields
 from .prompt import Completer, typed_lines
@@ -73,9 +75,9 @@ class Monitor:
         if word in ("help", "?") and not rest:
             self._help()
         elif word in ("help", "?") and rest.strip().startswith(("va_", "agent_")):
-            put(described(find_command(rest.strip())))
+            put(described(self._find(rest.strip())))
         elif word.startswith(("va_", "agent_")):
-            self._run(find_command(word), rest)
+            self._run(self._find(word), rest)
         else:
             put(self.hmp(line.strip()))
 
@@ -90,6 +92,20 @@ class Monitor:
             answer = client.execute("human-monitor-command", arguments, timeout=self._timeout)
         return str(answer).replace("\r\n", "\n").rstrip("\n")
 
+    def extensions(self) -> list[Command]:
+        """Return the extensions of the guest, as far as it can be asked now."""
+        try:
+            with self._connect() as client:
+                return list_extensions(client)
+        except VirtagentError:
+            return []
+
+    def _find(self, word: str) -> Command:
+        if not word.startswith(COMMAND_PREFIX):
+            return find_command(word)
+        with self._connect() as client:
+            return find_extension(client, word)
+
     def _run(self, command: Command, rest: str) -> None:
         arguments = parse_line(command, rest)
         with self._connect() as client:
@@ -97,6 +113,8 @@ class Monitor:
                 self._put_file(file_parts(client, **arguments))
             elif command.name == "va_viewdmesg":
                 self._put_file(iter([dmesg(client, **arguments)]))
+            elif command.name.startswith(COMMAND_PREFIX):
+                put_result(call_extension(client, command, arguments))
             elif "timeout" in arguments:
                 put_fields(call(client, command.name, arguments, arguments["timeout"]))
             else:
@@ -116,9 +134,10 @@ class Monitor:
             put("")  # The prompt starts on a line of its own.
 
     def _help(self) -> None:
-        width = max(len(usage(command)) for command in COMMANDS.values())
-        for command in COMMANDS.values():
-            put(f"{usage(command):{width}} -- {command.help}")
+        commands = [*COMMANDS.values(), *self.extensions()]
+        width = max(len(usage(command)) for command in commands)
+        for command in commands:
+            put(f"{usage(command):{width}} -- {command.help.partition(chr(10))[0]}")
         old = ", ".join(ALIASES)
         put(f"\nOld names: {old}.\nCtrl-D or 'exit' leaves this prompt. All else is QEMU's, 'quit' too:\n")
         put(self.hmp("help"))
@@ -127,4 +146,4 @@ class Monitor:
         return VmClient.connect(self._runtime, self._name)
 
     def _typed(self) -> Iterator[str]:
-        return typed_lines(PROMPT, Completer(self.hmp))
+        return typed_lines(PROMPT, Completer(self.hmp, self.extensions))

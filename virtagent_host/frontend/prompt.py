@@ -10,16 +10,20 @@ import atexit
 import contextlib
 import os
 import readline
+import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from virtagent_protocol.errors import VirtagentError
 
+from ..commands import Command
 from .vocabulary import find_command, names, typed_arguments
 
 #: Lines of history; a number nobody scrolls past.
 HISTORY_MAX = 1000
+#: Seconds for which the names of a guest's extensions are taken to be the same.
+KEPT = 5.0
 
 
 class Completer:
@@ -27,10 +31,14 @@ class Completer:
 
     Args:
         hmp: runs a line of QEMU's human monitor; its ``help`` says which commands there are.
+        extensions: returns the commands that are extensions of the guest now.
     """
 
-    def __init__(self, hmp: Callable[[str], str]) -> None:
+    def __init__(self, hmp: Callable[[str], str], extensions: Callable[[], list[Command]] = list) -> None:
         self._hmp = lru_cache(maxsize=None)(hmp)
+        self._extensions = extensions
+        self._kept: list[str] = []
+        self._kept_until = 0.0
 
     def __call__(self, text: str, state: int) -> str | None:
         """Return the completion number *state* of the word *text* (readline's form)."""
@@ -41,7 +49,7 @@ class Completer:
     def candidates(self, before: list[str]) -> list[str]:
         """Return the words that may follow those already on the line."""
         if not before:
-            return names() + self._qemu_commands("help", 0)
+            return self._names() + self._qemu_commands("help", 0)
         if before == ["info"]:
             return self._qemu_commands("help info", 1)
         try:
@@ -50,6 +58,14 @@ class Completer:
             return []
         position = len(before) - 1
         return list(arguments[position].choices) if position < len(arguments) else []
+
+    def _names(self) -> list[str]:
+        # readline asks again for each candidate; the guest is asked for the first only.
+        now = time.monotonic()
+        if now > self._kept_until:
+            self._kept = [command.name for command in self._extensions()]
+            self._kept_until = now + KEPT
+        return names() + self._kept
 
     def _qemu_commands(self, line: str, position: int) -> list[str]:
         # Each line of QEMU's help is "name|short [arguments] -- what it does".

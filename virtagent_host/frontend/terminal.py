@@ -16,14 +16,19 @@ _NO_SIZE = (24, 80)
 
 
 @contextmanager
-def raw_terminal(fd: int) -> Iterator[None]:
-    """Let the terminal at *fd* pass on every key, and restore it whatever happens. Nothing if it is none."""
+def raw_terminal(fd: int, *, keys_only: bool = False) -> Iterator[None]:
+    """Let the terminal at *fd* pass on every key, and restore it whatever happens. Nothing if it is none.
+
+    Args:
+        fd: the terminal.
+        keys_only: pass each key on at once, without an echo, and leave all else: Ctrl-C still interrupts.
+    """
     try:
         before = termios.tcgetattr(fd)
     except termios.error:
         yield
         return
-    tty.setraw(fd, termios.TCSADRAIN)
+    (tty.setcbreak if keys_only else tty.setraw)(fd, termios.TCSADRAIN)
     try:
         yield
     finally:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 from ..commands import COMMANDS, Argument, Command, InvalidArguments
+from ..extensions.described import COMMAND_PREFIX
 from .arguments import parse_value
 
 #: The commands of the original virtagent's versions 5 and 6.
@@ -33,6 +35,8 @@ def find_command(word: str) -> Command:
 
 def typed_arguments(command: Command) -> list[Argument]:
     """Return the arguments that may be typed: all but ``format``, for here bytes are printed as such."""
+    if command.name.startswith(COMMAND_PREFIX):
+        return list(command.arguments)  # of an extension, it is a name like any other
     return [argument for argument in command.arguments if argument.name != "format"]
 
 
@@ -66,6 +70,11 @@ def parse_line(command: Command, rest: str) -> dict[str, Any]:
         words = shlex.split(rest)
     except ValueError as error:
         raise InvalidArguments(f"{command.name}: {error}") from None
+    return parse_words(command, words)
+
+
+def parse_words(command: Command, words: Iterable[str]) -> dict[str, Any]:
+    """As `parse_line`, for a line that is words already."""
     expected = {argument.name: argument for argument in typed_arguments(command)}
     positions = iter(expected)
     given: dict[str, Any] = {}

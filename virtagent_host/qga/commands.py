@@ -62,7 +62,7 @@ class GuestCommands:
             result = await self._guest.call(method_of(name), dict(arguments))
         except RemoteFault as fault:
             raise _as_qga(name, fault) from fault
-        _check_json(result, name)
+        check_json(result, name)
         return result
 
     async def names(self) -> list[str]:
@@ -100,9 +100,9 @@ def _as_qga(name: str, fault: RemoteFault) -> VirtagentError:
     return QemuError(error_class, fault.message)
 
 
-def _check_json(value: Value, name: str) -> None:
+def check_json(value: Value, name: str) -> None:
     """Raise RemoteProtocolError if a guest's answer holds what JSON does not carry."""
     if isinstance(value, bytes):
-        raise RemoteProtocolError(f"the answer to {name} holds bytes, which no guest-* command returns")
+        raise RemoteProtocolError(f"the answer to {name} holds bytes, which JSON does not carry")
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_json(inner, name)
+        check_json(inner, name)

@@ -26,6 +26,8 @@ from ..qemu.qmp import QmpConnection, open_qmp
 from ..qga.commands import GuestCommands
 from ..qga.socket import QgaSocket
 from ..runtime import VmPaths, lock
+from ..services.file import ServicesDir
+from ..services.guard import ServicesGuard
 from .keeper import SocketKeeper
 from .service import Service, open_service, serve_qemu, until_detached
 from .vm import Vm
@@ -50,6 +52,7 @@ async def attach(options: AttachOptions) -> None:
     """Serve a running VM; see `attach_main`."""
     options.runtime.create()
     paths = options.runtime.vm(options.name)
+    guard = ServicesGuard(options.name, ServicesDir.find(options.services_dir))
     with lock(paths):
         vm = Vm(
             options.name,
@@ -57,9 +60,11 @@ async def attach(options: AttachOptions) -> None:
             two_links=options.ports is Ports.TWO,
             agent=options.agent,
             services=options.services,
+            guard=guard,
             set_clock=options.set_clock,
+            journal=paths.events,
         )
-        async with _qga_socket(vm, options.qga):
+        async with guard.reloading(), _qga_socket(vm, options.qga):
             await _serve(vm, options, paths)
 
 

@@ -24,6 +24,8 @@ from ..options import LaunchOptions, Ports
 from ..qemu.devices import cold_plug_arguments
 from ..qemu.qmp import QmpConnection, open_qmp
 from ..runtime import lock
+from ..services.file import ServicesDir
+from ..services.guard import ServicesGuard
 from .service import serve_qemu
 from .shutdown import shut_down
 from .vm import Vm
@@ -54,12 +56,15 @@ async def launch(options: LaunchOptions) -> None:
     """Start QEMU and serve it until it ends; see `launch_main`."""
     options.runtime.create()
     paths = options.runtime.vm(options.name)
+    guard = ServicesGuard(options.name, ServicesDir.find(options.services_dir))
     vm = Vm(
         options.name,
         options.settings,
         two_links=options.ports is Ports.TWO,
         services=options.services,
+        guard=guard,
         set_clock=options.set_clock,
+        journal=paths.events,
         loaded="-loadvm" in options.argv or "--loadvm" in options.argv,
     )
     served = False
@@ -80,7 +85,7 @@ async def launch(options: LaunchOptions) -> None:
         monitor = paths.bridge.with_suffix(MONITOR_SUFFIX)
         process = await _start([*options.argv, *cold_plug_arguments(vm.ports, paths.chardev)], monitor)
         try:
-            async with open_qmp(monitor, patience=START_PATIENCE) as qmp:
+            async with guard.reloading(), open_qmp(monitor, patience=START_PATIENCE) as qmp:
                 await serve_qemu(vm, qmp, paths.chardev, paths.bridge, shut_down_on_signal)
         except VirtagentError:
             if not served:

@@ -27,6 +27,7 @@ from virtagent_protocol.nursery import plain_nursery
 
 from ..bridge.server import Bridge
 from ..commands import bind
+from ..extensions.calls import ExtensionCommands
 from ..qemu.qmp import Event, QmpConnection
 from ..qga.commands import GuestCommands
 from .keeper import PortKeeper, SocketKeeper, claim_channel
@@ -118,13 +119,16 @@ class Service:
         Raises:
             VirtagentError: the bridge cannot be served, or QEMU broke off without saying that it ends.
         """
-        bridge = Bridge(bind(self._vm), self._qmp, guest=GuestCommands(self._vm))
+        guest, extensions = GuestCommands(self._vm), ExtensionCommands(self._vm)
+        bridge = Bridge(bind(self._vm), self._qmp, guest=guest, extensions=extensions)
         self._vm.emit = bridge.broadcast
         async with plain_nursery() as nursery:
             await nursery.start(bridge.serve, bridge_path)
             nursery.start_soon(self._serve_to_the_end, nursery.cancel_scope)
             nursery.start_soon(self._stop, stopper, nursery.cancel_scope)
             # From here on a signal finds the stopper listening: nobody is told sooner that we are ready.
+            # Twice, since tasks of one turn run in any order: after the first it may not have been its turn.
+            await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
             log.info("%s: attached, serving %s", self._vm.name, bridge_path)
             notify("READY=1", status=f"{self._vm.name}: serving {bridge_path}")

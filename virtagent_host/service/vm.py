@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timezone
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,11 +26,14 @@ from virtagent_protocol.session import Role, Session
 from virtagent_protocol.stream import LinkStream
 from virtagent_protocol.values import Value, as_struct, member
 
+from ..events.intake import GuestEvents
 from ..forward.services import Services
 from ..forward.table import Forwards
 from ..options import Agent, SetClock
 from ..qemu.devices import ONE_PORT, QGA_PORT, TWO_PORTS, PortSpec
 from ..qga.link import QgaLink
+from ..services.calls import ServiceCalls
+from ..services.guard import ServicesGuard
 from .guestlink import GuestLink
 
 #: Emits an event to the bridge's clients: its name and its data.
@@ -49,11 +53,14 @@ class Vm:
         two_links: whether the guest's calls have a link of their own.
         agent: what runs in the guest.
         services: what programs in the guest may connect to, by name.
+        guard: which services they may call; None: none.
         set_clock: whether the guest's clock is set when it runs again (`restore`).
         loaded: whether QEMU was started from a saved state.
+        journal: the file in which the guest's events are kept; None: they go with this process.
 
     Attributes:
         forwards: the forwarded connections.
+        events: what the guest told.
         link: the link to the guest's agent, over which our calls go; kept by the service.
         guest_link: a second one, for the guest's calls alone (`--ports two`), or None.
         emit: where VA_* events go; set by the service.
@@ -71,13 +78,16 @@ class Vm:
         two_links: bool = False,
         agent: Agent = Agent.VIRTAGENT,
         services: Mapping[str, Address] = MappingProxyType({}),
+        guard: ServicesGuard | None = None,
         set_clock: SetClock = SetClock.AFTER_RESTORE,
         loaded: bool = False,
+        journal: Path | None = None,
     ) -> None:
         self.name = name
         self.set_clock, self.loaded = set_clock, loaded
         self.last_boot = ""
         self.forwards = Forwards(self)
+        self.events = GuestEvents(name, journal, lambda event, data: self.emit(event, data))
         self.emit: Emit = _nobody
         self.detached = trio.Event()
         self.end: Callable[[float], Awaitable[dict[str, Any]]] | None = None
@@ -86,7 +96,9 @@ class Vm:
         self._agent = agent
         for_guest = Registry()
         for_guest.include(self.forwards.methods())
+        for_guest.include(self.events.methods())
         for_guest.include(Services(services).methods())
+        for_guest.include(ServiceCalls(name, guard).methods())
         self.link: GuestLink = (
             QgaLink(on_status=self._on_status, on_session=self._on_session)
             if agent is Agent.QGA
@@ -143,6 +155,11 @@ class Vm:
                 f"{agent} has no method '{method}'; va_capabilities lists what it has",
             )
         return await self.link.call(method, *params)
+
+    @property
+    def methods(self) -> frozenset[str]:
+        """What the guest offers, as far as it was asked in this session."""
+        return self._methods or frozenset()
 
     def open_stream(self) -> LinkStream:
         """Return a new stream of the link over which our calls go.
