@@ -1,4 +1,4 @@
-"""A program of the guest that calls a service as often as it can, on several connections."""
+"""A program of the guest that calls a service and tells of events as often as it can, on many connections."""
 
 from __future__ import annotations
 
@@ -29,9 +29,17 @@ async def flood(path: str, count: int) -> Counter[str]:
                 except VirtagentError as error:
                     outcomes[str(EXIT_STATUS[error.kind])] += 1
 
-    async with trio.open_nursery() as nursery:
-        for _ in range(CONNECTIONS):
-            nursery.start_soon(call_again_and_again)
+    async def tell_again_and_again() -> None:
+        async with connect(path) as link:
+            while True:
+                await link.call("va.notify", "flood", {"text": "x" * 1000})
+
+    async with trio.open_nursery() as telling:
+        telling.start_soon(tell_again_and_again)
+        async with trio.open_nursery() as calling:
+            for _ in range(CONNECTIONS):
+                calling.start_soon(call_again_and_again)
+        telling.cancel_scope.cancel()
     return outcomes
 
 
