@@ -20,7 +20,7 @@ from tests.integration.buslab import PrivateBus, Service, private_bus
 from virtagent_guest.events.sources import bus as bus_module
 from virtagent_guest.events.sources.asked import HOST, Asked
 from virtagent_guest.events.sources.boot import BootListener
-from virtagent_guest.events.sources.bus import Bus, Listener, Signal, listen
+from virtagent_guest.events.sources.bus import Bus, Listener, Object, Signal, listen
 from virtagent_guest.events.sources.shutdown import ShutdownListener
 from virtagent_guest.events.sources.units import UnitListener
 from virtagent_guest.events.sources.users import UserListener
@@ -401,6 +401,43 @@ async def test_a_bus_that_comes_back_is_served_again(
                 await systemd.emit(SYSTEMD_PATH, MANAGER, "JobNew", "uos", (1, "/j", "reboot.target"))
                 assert (await told.next())[0] == "shutdown-begun"
     assert "trying again; until then, there are no events of systemd and logind" in caplog.text
+
+
+class Busy(Listener):
+    """Asks systemd when it is told to."""
+
+    events = "busy"
+    services = (SYSTEMD,)
+    rules = ()
+
+    def __init__(self) -> None:
+        self.began, self.go_on = trio.Event(), trio.Event()
+
+    async def begin(self, bus: Bus, service: str) -> None:
+        self.began.set()
+        await self.go_on.wait()
+        await bus.call(Object(SYSTEMD, "/", "a.b"), "c")
+
+    async def signal(self, bus: Bus, signal: Signal) -> None:
+        pass
+
+
+async def test_what_was_signalled_before_the_bus_went_away_is_told(bus: PrivateBus, told: Told) -> None:
+    busy = Busy()
+    with trio.fail_after(DEADLINE):
+        async with (
+            bus.service(SYSTEMD) as systemd,
+            bus.service(LOGIND) as logind,
+            listening(busy, ShutdownListener(told.emit, Asked())),
+        ):
+            await busy.began.wait()
+            await logind.emit(LOGIND_PATH, LOGIND_MANAGER, "PrepareForShutdown", "b", (True,))
+            await logind.settle()
+            await systemd.emit(SYSTEMD_PATH, MANAGER, "JobNew", "uos", (1, "/j", "reboot.target"))
+            await systemd.settle()
+            bus.stop()
+            busy.go_on.set()
+            assert await told.next() == ("shutdown-begun", {"mode": "reboot", "by": "guest"})
 
 
 async def test_a_listener_that_fails_is_told_and_harms_no_other(

@@ -8,7 +8,8 @@ The rules:
    systemd's, but the bus writes who sent it.
 3. Whenever a service is there, or there again, its listeners `begin`: they look at what is, and compare. So
    what happened while the bus or the service was away is not missed.
-4. Signals wait in a queue. If it is full, the connection is given up, and rule 3 makes good for it.
+4. Signals wait in a queue. If it is full, the connection is given up, and rule 3 makes good for it. When the
+   connection has ended, those that wait are handled first: at a shutdown, the bus ends before this agent.
 5. A bus that is not there, or no longer, is tried again, ever more seldom. That is told once.
 6. A listener that fails is told in the log and keeps the others from nothing.
 """
@@ -120,6 +121,7 @@ class Bus:
         self._serials = count(1)
         self._sending = trio.Lock()
         self._answers: dict[int, _Answer] = {}
+        self._lost: BusLost | None = None
         self._to_handle, self._to_be_handled = trio.open_memory_channel[Any](SIGNALS_MAX)
         #: Service → the unique name of who owns it; "" if nobody does.
         self._owners = {service: "" for listener in listeners for service in listener.services}
@@ -139,6 +141,8 @@ class Bus:
             BusLost: the connection is.
         """
         address = DBusAddress(target.path, target.service, target.interface)
+        if self._lost is not None:
+            raise self._lost
         serial = next(self._serials)
         answer = self._answers[serial] = _Answer()
         try:
@@ -152,6 +156,8 @@ class Bus:
         finally:
             del self._answers[serial]
         if answer.message is None:
+            if self._lost is not None:
+                raise self._lost
             raise BusRefused(f"{target.service} did not answer {member} within {CALL_TIMEOUT:g} s")
         if answer.message.header.message_type is not MessageType.method_return:
             name = answer.message.header.fields.get(HeaderFields.error_name)
@@ -180,22 +186,23 @@ class Bus:
         return {name: value for name, (_, value) in found.items()}
 
     async def read(self) -> None:
-        """Hand on what comes.
+        """Hand on what comes, until the connection is lost."""
+        try:
+            await self._read()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, NotDBus) as error:
+            self._lost = BusLost(f"the system bus: {error}")
+        except BusLost as error:
+            self._lost = error
+        self._to_handle.close()
+        for answer in self._answers.values():
+            answer.there.set()
 
-        Raises:
-            BusLost: when the connection is.
-        """
+    async def _read(self) -> None:
         reader = MessageReader()
-        while True:
-            try:
-                data = await self._stream.receive_some(_READ_SIZE)
-                messages = reader.feed(data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, NotDBus) as error:
-                raise BusLost(f"the system bus: {error}") from None
-            if not data:
-                raise BusLost("the system bus closed the connection")
-            for message in messages:
+        while data := await self._stream.receive_some(_READ_SIZE):
+            for message in reader.feed(data):
                 self._take(message)
+        raise BusLost("the system bus closed the connection")
 
     def _take(self, message: Any) -> None:
         if message.header.message_type is MessageType.signal:
@@ -221,15 +228,18 @@ class Bus:
         # Whoever asks first and subscribes then has a gap in between.
         for rule in dict.fromkeys(rules + [rule for each in self._listeners for rule in each.rules]):
             await self.call(bus, "AddMatch", "s", (f"type='signal',{rule}",))
+        found = {}
         for service in self._owners:
             try:
-                (owner,) = await self.call(bus, "GetNameOwner", "s", (service,))
+                (found[service],) = await self.call(bus, "GetNameOwner", "s", (service,))
             except BusRefused:
                 log.info("there is no %s on the system bus yet: its events are told when there is", service)
-            else:
-                await self._owned(service, owner)
+        for service, owner in found.items():
+            await self._owned(service, owner)
         async for message in self._to_be_handled:
             await self._handle(message)
+        assert self._lost is not None
+        raise self._lost
 
     async def _handle(self, message: Any) -> None:
         fields = message.header.fields
@@ -254,7 +264,7 @@ class Bus:
                 try:
                     await listener.begin(self, service)
                 except BusLost:
-                    raise
+                    pass  # rule 4
                 except Exception as error:  # noqa: BLE001 - rule 6
                     _complain(listener, error)
 
@@ -264,7 +274,7 @@ class Bus:
                 try:
                     await listener.signal(self, signal)
                 except BusLost:
-                    raise
+                    pass  # rule 4
                 except Exception as error:  # noqa: BLE001 - rule 6
                     _complain(listener, error)
 

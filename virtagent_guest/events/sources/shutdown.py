@@ -49,7 +49,7 @@ class ShutdownListener(Listener):
     """
 
     events = "shutdown-begun"
-    services = (SYSTEMD, LOGIND)
+    services = (LOGIND, SYSTEMD)
     rules = (
         *(
             f"sender='{SYSTEMD}',interface='{MANAGER_INTERFACE}',member='JobNew',arg2='{target}'"

@@ -69,10 +69,11 @@ async def _listen(settings: EventSettings, emit: Emit) -> None:
     from .users import UserListener
 
     listeners: list[Listener] = []
+    if settings.on("shutdown-begun"):
+        # First: it is in a hurry.
+        listeners.append(ShutdownListener(emit))
     if settings.on("boot-finished"):
         listeners.append(BootListener(emit))
-    if settings.on("shutdown-begun"):
-        listeners.append(ShutdownListener(emit))
     if settings.on("user-logged-in", "user-logged-out"):
         listeners.append(UserListener(emit))
     if settings.on("unit-failed"):
