@@ -31,6 +31,7 @@ from virtagent_protocol.session import Role
 
 from .calls import topic as calls_topic
 from .config import Config
+from .ending import end_on_signal
 from .events import notify as events_notify
 from .events.deliver import Delivery
 from .events.log import EVENTS
@@ -80,7 +81,7 @@ async def serve(config: Config, guard: Guard) -> None:
     try:
         async with plain_nursery() as nursery:
             await nursery.start(_reload_on_signal, guard)
-            await nursery.start(_end_on_signal, nursery.cancel_scope)
+            await nursery.start(end_on_signal, nursery.cancel_scope)
             FREEZER.hooks = config.hooks
             EXTENSIONS.open(config.extensions)
             await nursery.start(FREEZER.run)
@@ -183,14 +184,3 @@ async def _reload_on_signal(
             log.info("SIGHUP: loading the policy and the extensions again")
             guard.reload()
             EXTENSIONS.reload()
-
-
-async def _end_on_signal(
-    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for number in signals:
-            log.info("%s: stopping", signal.Signals(number).name)
-            notify("STOPPING=1", status="stopping")
-            scope.cancel()

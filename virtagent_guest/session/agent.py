@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from collections.abc import Mapping
 
 import trio
@@ -28,6 +27,7 @@ from virtagent_protocol.nursery import plain_nursery
 from virtagent_protocol.text import visible_line
 from virtagent_protocol.values import Struct, as_struct, member
 
+from ..ending import end_on_signal
 from ..local.client import connect, socket_path
 from .methods import run_services, session_methods
 
@@ -46,7 +46,7 @@ async def serve(path: str | None) -> None:
         path: of the agent's socket; None: where it always is.
     """
     async with plain_nursery() as nursery:
-        await nursery.start(_end_on_signal, nursery.cancel_scope)
+        await nursery.start(end_on_signal, nursery.cancel_scope)
         await run_services(nursery)
         notify("READY=1")
         await _serve_forever(path or socket_path())
@@ -105,14 +105,3 @@ def check_owner(path: str) -> None:
         return
     if owner not in (0, os.geteuid()):
         raise Forbidden(f"{path} belongs to uid {owner}, not to root: what answers there is not the agent")
-
-
-async def _end_on_signal(
-    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for number in signals:
-            log.info("%s: stopping", signal.Signals(number).name)
-            notify("STOPPING=1", status="stopping")
-            scope.cancel()
