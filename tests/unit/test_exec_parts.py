@@ -1,13 +1,16 @@
-"""The parts of exec that need no process: the ring, and the request as it comes off the wire."""
+"""The parts of exec that need no process: the ring, the request as it comes off the wire, an output."""
 
 from __future__ import annotations
 
+import os
 import resource
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from virtagent_guest.jobs.process import Output
 from virtagent_guest.jobs.request import TerminalSize, parse_request
 from virtagent_guest.jobs.ring import Ring
 from virtagent_guest.policy.subject import Unjudgeable, subject_of
@@ -111,3 +114,21 @@ def test_a_policy_sees_program_variables_and_user() -> None:
 def test_what_a_policy_cannot_judge_is_not_taken_for_harmless(struct: Struct) -> None:
     with pytest.raises(Unjudgeable):
         subject_of("va.exec", [struct])
+
+
+async def test_an_output_that_is_closed_while_it_is_read_has_ended() -> None:
+    # Tasks of one turn run in any order: so often that the one that closes comes between.
+    for _ in range(50):
+        read_end, write_end = os.pipe()
+        os.set_blocking(read_end, False)
+        os.write(write_end, b"x")
+        output = Output(read_end)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(output.read)
+                await trio.lowlevel.checkpoint()
+                output.close()
+            assert await output.read() == b""
+        finally:
+            output.close()
+            os.close(write_end)

@@ -52,6 +52,8 @@ class Output:
         """Return the next bytes; none at the end (rule 1), or when it was closed."""
         while self._fd >= 0 and not self._over:
             await trio.lowlevel.checkpoint()
+            if self._fd < 0:
+                break  # it was closed meanwhile
             try:
                 data = os.read(self._fd, PIECE)
             except BlockingIOError:
