@@ -48,12 +48,12 @@ async def test_a_program_may_do_what_root_may(attached: Attached) -> None:
 
 
 async def test_a_program_is_hung_up_with_the_command(attached: Attached) -> None:
-    command = attached.lab.command_line("exec", "demo", "--", "sleep", "1000")
+    command = attached.lab.command_line("exec", "demo", "--", "sleep", "4242")
     process = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL)
-    await until(attached, "pgrep -x sleep")
+    await until(attached, "pgrep -xf 'sleep 4242'")
     process.kill()
     await process.wait()
-    await until(attached, "! pgrep -x sleep")
+    await until(attached, "! pgrep -xf 'sleep 4242'")
 
 
 async def until(attached: Attached, condition: str) -> None:
@@ -123,12 +123,12 @@ async def test_a_shell_is_a_login_shell_with_job_control(attached: Attached) -> 
         screen.read_until(rb"[#$] $")
         screen.type(b"shopt login_shell; tty\n")
         screen.read_until(rb"login_shell\s+on\r\n/dev/pts/\d+\r\n")
-        screen.type(b"sleep 1000\n")
+        screen.type(b"sleep 4242\n")
         time.sleep(1)
         screen.type(b"\x1a")
-        screen.read_until(rb"Stopped\s+sleep 1000")
+        screen.read_until(rb"Stopped\s+sleep 4242")
         screen.type(b"fg\n")
-        screen.read_until(rb"fg\r\n.*sleep 1000")
+        screen.read_until(rb"fg\r\n.*sleep 4242")
         time.sleep(1)
         screen.type(b"\x03")
         screen.read_until(rb"[#$] $")
