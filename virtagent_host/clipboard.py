@@ -9,16 +9,14 @@ A clipboard is always a session's. Without the argument ``session`` it is the on
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from virtagent_protocol.errors import NotThere, RemoteProtocolError
 from virtagent_protocol.values import Struct, as_struct, member
 
 from .command import Argument, Arguments, Client, Command, InvalidArguments, VirtualMachine
+from .joining import join
 from .sessions import InSession
-
-if TYPE_CHECKING:
-    from virtagent_protocol.stream import LinkStream
 
 #: Seconds for the session's agent to begin; it may have to connect to its display.
 TIMEOUT = 20.0
@@ -65,16 +63,10 @@ async def _join(
     fd = client.take_fd(name)
     try:
         vm = await _session(vm)
-        stream = vm.open_stream()
-        try:
-            as_struct(await vm.call(method, {**options, "stream": stream.id}), f"the answer to {method}")
-        except BaseException:
-            stream.reset("refused")
-            raise
     except BaseException:
         os.close(fd)
         raise
-    client.spawn(_pump, stream, fd, name, client)
+    await join(vm, method, options, name, fd, client, BROKEN_EVENT)
     return {}
 
 
@@ -94,15 +86,6 @@ async def _session(vm: VirtualMachine) -> VirtualMachine:
     if len(found) > 1:
         raise InvalidArguments(f"the guest has several sessions, say which ('session'): {', '.join(found)}")
     return InSession(vm, found[0])
-
-
-async def _pump(stream: LinkStream, fd: int, name: str, client: Client) -> None:
-    from .streams.pump import StreamBroken, splice
-
-    try:
-        await splice(stream, fd)
-    except StreamBroken as error:
-        client.emit(BROKEN_EVENT, {"fd": name, "kind": error.kind.value, "reason": str(error)})
 
 
 _FD = Argument("fd", "string", "a connected socket: name under which getfd handed it over")

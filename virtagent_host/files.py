@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import TYPE_CHECKING, Any
+import os
+from typing import Any
 
 from virtagent_protocol.errors import RemoteProtocolError
 from virtagent_protocol.values import Struct, Value, as_struct, member
 
 from .command import Argument, Arguments, Client, Command, InvalidArguments, VirtualMachine
-
-if TYPE_CHECKING:
-    from virtagent_protocol.stream import LinkStream
+from .joining import join
 
 #: Seconds for what looks at one path, and for a transfer to begin.
 TIMEOUT = 15.0
@@ -50,33 +49,15 @@ async def write_tree(vm: VirtualMachine, arguments: Arguments, client: Client) -
 async def _transfer(
     method: str, options: Struct, vm: VirtualMachine, arguments: Arguments, client: Client
 ) -> Struct:
-    import os
-
     if arguments["digest"] is not None:
         options["digests"] = [arguments["digest"]]
     name, fd = arguments["fd"], client.take_fd(arguments["fd"])
     try:
-        stream = vm.open_stream()
-        try:
-            answer = await vm.call(method, {"path": _name(arguments, "path"), "stream": stream.id, **options})
-            answer = as_struct(answer, f"the answer to {method}")
-        except BaseException:
-            stream.reset("refused")
-            raise
-    except BaseException:
+        options["path"] = _name(arguments, "path")
+    except InvalidArguments:
         os.close(fd)
         raise
-    client.spawn(_pump, stream, fd, name, client)
-    return answer
-
-
-async def _pump(stream: LinkStream, fd: int, name: str, client: Client) -> None:
-    from .streams.pump import StreamBroken, splice
-
-    try:
-        await splice(stream, fd)
-    except StreamBroken as error:
-        client.emit(BROKEN_EVENT, {"fd": name, "kind": error.kind.value, "reason": str(error)})
+    return await join(vm, method, options, name, fd, client, BROKEN_EVENT)
 
 
 async def ls(vm: VirtualMachine, arguments: Arguments, client: Client) -> object:

@@ -105,6 +105,16 @@ _KIND_OF_FAULT = {
     FaultCode.TIMED_OUT: FailureKind.TIMED_OUT,
 }
 
+#: The code with which an error of each kind is passed on.
+FAULT_OF_KIND = {
+    FailureKind.REFUSED: FaultCode.FAILED,
+    FailureKind.NOT_THERE: FaultCode.NOT_THERE,
+    FailureKind.NOT_READY: FaultCode.NOT_READY,
+    FailureKind.FORBIDDEN: FaultCode.FORBIDDEN,
+    FailureKind.TIMED_OUT: FaultCode.TIMED_OUT,
+    FailureKind.BROKEN: FaultCode.BROKEN,
+}
+
 
 class VirtagentError(Exception):
     """Root of the tree. `str(error)` is one sentence: the thing and, where there is one, the remedy."""

@@ -10,8 +10,6 @@ import hashlib
 import json
 import os
 import shlex
-import signal
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,7 +18,7 @@ import pytest
 import trio
 
 from tests.guest.lab import Attached
-from tests.integration.clipboardlab import PNG, Syncing, copy, held, program
+from tests.integration.clipboardlab import PNG, Syncing, copy, held, program, syncing
 from tests.integration.displays import Environ, xvfb
 
 #: Seconds for anything, under TCG on a busy machine.
@@ -134,23 +132,9 @@ class Guest:
     async def syncing(self, display: Environ) -> AsyncIterator[Syncing]:
         """Run `va-host clipboard demo sync --json` on a display of the host."""
         environ = {name: value for name, value in os.environ.items() if name != "WAYLAND_DISPLAY"}
-        process = await trio.lowlevel.open_process(
-            self.attached.lab.command_line("clipboard", self.attached.lab.name, "sync", "--json"),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            env={**environ, **display},
-        )
-        try:
-            yield Syncing(process)
-            process.send_signal(signal.SIGINT)
-            assert await process.wait() == 128 + signal.SIGINT
-        finally:
-            with trio.CancelScope(shield=True):
-                if process.returncode is None:
-                    process.kill()
-                await process.wait()
-                assert process.stdout is not None
-                await process.stdout.aclose()
+        command = self.attached.lab.command_line("clipboard", self.attached.lab.name, "sync", "--json")
+        async with syncing(command, {**environ, **display}) as sync:
+            yield sync
 
 
 async def carried(syncing: Syncing, direction: str, size: int) -> dict[str, Any]:

@@ -68,23 +68,27 @@ class Lab:
     @asynccontextmanager
     async def syncing(self, display: Environ, *arguments: str) -> AsyncIterator[Syncing]:
         """Run `va-host clipboard NAME sync --json` on a display, until the end of the block."""
-        process = await trio.lowlevel.open_process(
-            self.command("sync", "--json", *arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            env=environment(display),
-        )
-        try:
-            yield Syncing(process)
-            process.send_signal(signal.SIGINT)
-            assert await process.wait() == 128 + signal.SIGINT
-        finally:
-            with trio.CancelScope(shield=True):
-                if process.returncode is None:
-                    process.kill()
-                await process.wait()
-                assert process.stdout is not None
-                await process.stdout.aclose()
+        async with syncing(self.command("sync", "--json", *arguments), environment(display)) as sync:
+            yield sync
+
+
+@asynccontextmanager
+async def syncing(command: list[str], environ: Environ) -> AsyncIterator[Syncing]:
+    """Run `va-host clipboard NAME sync --json`, until the end of the block."""
+    process = await trio.lowlevel.open_process(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environ
+    )
+    try:
+        yield Syncing(process)
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 128 + signal.SIGINT
+    finally:
+        with trio.CancelScope(shield=True):
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+            assert process.stdout is not None
+            await process.stdout.aclose()
 
 
 class Syncing:

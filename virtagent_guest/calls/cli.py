@@ -8,11 +8,12 @@ import json
 import os
 import sys
 
-from virtagent_protocol.errors import EXIT_STATUS, VirtagentError
-from virtagent_protocol.text import VisibleDecoder, visible_line
+from virtagent_protocol.errors import VirtagentError
+from virtagent_protocol.text import VisibleDecoder
 from virtagent_protocol.values import Value
 from virtagent_protocol.xmlrpc import text_or_bytes
 
+from ..local.telling import seconds, tell
 from .client import StandardFileFailed, call_service, write_all
 
 EXIT_USAGE = 2
@@ -63,9 +64,9 @@ def main(argv: list[str]) -> int:
     except StandardFileFailed as error:
         if error.errno == errno.EPIPE:
             return EXIT_PIPE_CLOSED
-        return _tell(parser, error)
+        return tell(parser, error)
     except VirtagentError as error:
-        return _tell(parser, error)
+        return tell(parser, error)
 
 
 _decoder = VisibleDecoder()
@@ -79,11 +80,6 @@ def _text(value: object) -> object:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def _tell(parser: argparse.ArgumentParser, error: VirtagentError) -> int:
-    print(f"{parser.prog}: {error.kind.value}: {visible_line(str(error))}", file=sys.stderr)
-    return EXIT_STATUS[error.kind]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="va-guest call",
@@ -93,14 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--stdin", action="store_true", help="let the service read this command's stdin")
-    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="end it after so many seconds")
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end it after so many seconds")
     parser.add_argument("--socket", metavar="PATH", help="the agent's socket")
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="SERVICE [ARGUMENT ...]")
     return parser
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise ValueError(text)
-    return seconds

@@ -18,7 +18,7 @@ import trio
 
 from virtagent_protocol.crossing import relay_streams
 from virtagent_protocol.errors import (
-    FailureKind,
+    FAULT_OF_KIND,
     Fault,
     FaultCode,
     RemoteFault,
@@ -38,15 +38,6 @@ CALLS_MAX = 32
 ROOT_PLACES = 8
 #: Calls of one user at a time. The host may allow fewer.
 CALLS_OF_UID = 8
-
-_CODES = {
-    FailureKind.REFUSED: FaultCode.FAILED,
-    FailureKind.NOT_THERE: FaultCode.NOT_THERE,
-    FailureKind.NOT_READY: FaultCode.NOT_READY,
-    FailureKind.FORBIDDEN: FaultCode.FORBIDDEN,
-    FailureKind.TIMED_OUT: FaultCode.TIMED_OUT,
-    FailureKind.BROKEN: FaultCode.BROKEN,
-}
 
 _running: Counter[int] = Counter()
 
@@ -131,4 +122,4 @@ def _fault(error: VirtagentError) -> Fault:
             return Fault(FaultCode.NOT_THERE, "this host offers no services: its va-host is an older one")
         known = error.code in FaultCode.__members__.values()
         return Fault(FaultCode(error.code) if known else FaultCode.FAILED, error.message)
-    return Fault(_CODES[error.kind], f"the host cannot be called: {error}")
+    return Fault(FAULT_OF_KIND[error.kind], f"the host cannot be called: {error}")

@@ -7,11 +7,12 @@ import json
 import sys
 from typing import Any
 
-from virtagent_protocol.errors import EXIT_STATUS, LocalProtocolError, VirtagentError
+from virtagent_protocol.errors import LocalProtocolError, VirtagentError
 from virtagent_protocol.events import DATA_MAX, check_name, data_text
 from virtagent_protocol.text import visible_line
 
 from ..local.client import Agent
+from ..local.telling import seconds, tell
 
 #: Seconds for the agent to take the event. It may be slowed down, not for long.
 TIMEOUT = 10.0
@@ -46,8 +47,7 @@ def main(argv: list[str]) -> int:
         with Agent(options.socket, timeout=options.timeout) as agent:
             agent.call("va.notify", options.name, data)
     except VirtagentError as error:
-        print(f"{parser.prog}: {error.kind.value}: {visible_line(str(error))}", file=sys.stderr)
-        return EXIT_STATUS[error.kind]
+        return tell(parser, error)
     return 0
 
 
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=_seconds,
+        type=seconds,
         default=TIMEOUT,
         help=f"how long to wait for the agent (default: {TIMEOUT:g})",
     )
@@ -109,10 +109,3 @@ def _value(text: str) -> Any:
 
 def _no_constant(name: str) -> None:
     raise ValueError  # NaN is a word here
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise ValueError
-    return seconds

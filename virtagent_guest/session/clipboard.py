@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from virtagent_protocol.errors import FailureKind, Fault, FaultCode, LinkBroken, NotReady, VirtagentError
+from virtagent_protocol.errors import FAULT_OF_KIND, Fault, FaultCode, LinkBroken, NotReady, VirtagentError
 from virtagent_protocol.registry import Call, Registry
 from virtagent_protocol.stream import CANCELLED, LinkStream
 from virtagent_protocol.values import Struct, Value
@@ -43,14 +43,6 @@ NOTICE_INTERVAL = 0.05
 PATTERNS_MAX = 32
 
 registry = Registry()
-
-_FAULT_OF_KIND = {
-    FailureKind.NOT_THERE: FaultCode.NOT_THERE,
-    FailureKind.NOT_READY: FaultCode.NOT_READY,
-    FailureKind.FORBIDDEN: FaultCode.FORBIDDEN,
-    FailureKind.TIMED_OUT: FaultCode.TIMED_OUT,
-    FailureKind.BROKEN: FaultCode.BROKEN,
-}
 
 
 class ClipboardService:
@@ -187,7 +179,7 @@ async def clipboard_types(call: Call) -> Struct:
     except Fault:
         raise
     except VirtagentError as error:
-        raise Fault(_FAULT_OF_KIND.get(error.kind, FaultCode.FAILED), str(error)) from None
+        raise Fault(FAULT_OF_KIND[error.kind], str(error)) from None
     return {"types": names}
 
 
