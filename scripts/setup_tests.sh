@@ -32,6 +32,12 @@ if ! type Xvfb xclip sway wl-copy >/dev/null 2>&1; then
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends "${displays[@]}" </dev/null >/dev/null
 fi
 
+# A bus of their own for tests/integration/test_event_bus.py. The package holds the program and no service.
+if ! type dbus-daemon >/dev/null 2>&1; then
+    echo "setup: installing Debian packages: dbus-daemon"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends dbus-daemon </dev/null >/dev/null
+fi
+
 # QEMU's own guest agent, for tests that compare. Unpacked, not installed: its package would start a service here.
 if [ ! -e build/qemu-ga ]; then
     echo "setup: unpacking qemu-guest-agent into build/qemu-ga"
