@@ -24,8 +24,8 @@ from .clients import BridgeClient, ClientError, QgaClient
 from .places import NAME, Place, PlaceError, cpu_of, cpu_seconds
 from .wire import WireClient
 
-#: MiB. A file of 256 MiB twice, and the guest.
-_MEMORY = 1536
+#: MiB. Half of it is for files: one of 256 MiB, a copy of it, and the copy that takes its place.
+_MEMORY = 2560
 _APPEND = "root=/dev/vda rw console=ttyS0 quiet systemd.journald.forward_to_console=0"
 #: Port in the guest → socket on the host. virtagent's own port is made by va-host.
 _PORTS = {"org.qemu.guest_agent.0": "qga.sock", "bench.wire": "wire.sock", "bench.raw": "raw.sock"}

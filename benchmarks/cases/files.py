@@ -51,6 +51,10 @@ def large(place: Place, plan: Plan) -> Iterator[Row]:
     here, part_here, sink = (place.scratch / name for name in ("large", "part", "sink"))
     _fill(here, plan.file_size)
     _fill(part_here, plan.rival_size)
+    # A copy takes the place of the one before when it is whole. With both there at once, what is measured
+    # would be how long the machine takes to find memory: so that one is removed, and made again as the rival
+    # makes it.
+    sink.touch()
 
     def get(size: int, chunk: int) -> None:
         place.qga.get(part_there, sink, size, chunk)
@@ -60,6 +64,7 @@ def large(place: Place, plan: Plan) -> Iterator[Row]:
         place.qga.put(part_here, remote, size, chunk)
 
     def ours_get() -> None:
+        sink.unlink()
         _copy(place, f"{NAME}:{there}", str(sink))
         _same_size(sink, plan.file_size)
 
