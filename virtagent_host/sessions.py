@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from virtagent_protocol import xmlrpc
 from virtagent_protocol.errors import (
     LinkBroken,
     RemoteFault,
@@ -169,6 +168,8 @@ async def _read(answer: LinkStream) -> bytes:
 
 
 def _outcome(document: bytes, who: str) -> Value:
+    from virtagent_protocol import xmlrpc
+
     speaker, document = document[:1], document[1:]
     if speaker not in (_FROM_SESSION, _FROM_AGENT):
         raise RemoteProtocolError("the answer of a session does not say who speaks")
