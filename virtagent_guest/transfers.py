@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import TypeVar
 
 import trio
@@ -26,16 +25,16 @@ from virtagent_protocol.trees.pack import Packer, Source
 from virtagent_protocol.trees.place import open_place
 from virtagent_protocol.trees.unpack import Unpacker
 
+from .belt import FromThread, ToThread
+
 log = logging.getLogger("virtagent.trees")
 
 T = TypeVar("T")
 
-#: Transfers at a time; each has one thread, and one more for digests.
+#: Transfers at a time; each has one thread.
 TRANSFERS_MAX = 16
-#: Pieces of a file (512 KiB) between disk and link.
+#: Pieces of a file (512 KiB), or messages (256 KiB), between disk and link.
 AHEAD = 2
-#: Bytes that are taken together from the link to the disk, and the messages (64 KiB) that may wait for it.
-TOGETHER, WAITING = 512 * 1024, 16
 
 _threads = trio.CapacityLimiter(TRANSFERS_MAX)
 
@@ -125,23 +124,26 @@ class Sending(_Work):
             self.end()
 
     async def _send(self, stream: LinkStream) -> None:
-        give, take = trio.open_memory_channel[bytes | memoryview](AHEAD)
+        belt = FromThread[bytes | memoryview | None](AHEAD)
 
-        async def read() -> None:
-            async with give:
-                while (chunk := await self.do(lambda: next(self._chunks, None))) is not None:
-                    await give.send(chunk)
+        def read() -> None:
+            for chunk in self._chunks:
+                if not belt.put(chunk):
+                    return
+            belt.put(None)
 
-        async with plain_nursery() as nursery:
-            nursery.start_soon(read)
-            async with take:
+        try:
+            async with plain_nursery() as nursery:
+                nursery.start_soon(self.do, read)
                 try:
-                    async for chunk in take:
-                        await stream.send_all(chunk)
+                    while (chunk := await belt.take()) is not None:
+                        await stream.send_kept(chunk)
                 except trio.BrokenResourceError as error:
                     # The receiver has said why, if it is still there.
                     log.debug("stream %d takes no more: %s", stream.id, error)
                     nursery.cancel_scope.cancel()
+        finally:
+            belt.end()
 
     def close(self) -> None:
         if hasattr(self._chunks, "close"):
@@ -203,31 +205,31 @@ class Receiving(_Work):
             self.end()
 
     async def _receive(self, stream: LinkStream, unpacker: Unpacker) -> None:
-        give, take = trio.open_memory_channel[bytes | bytearray](WAITING)
+        belt = ToThread[bytes | bytearray](AHEAD)
         broken: trio.BrokenResourceError | None = None
 
-        async def read() -> None:
-            nonlocal broken
-            async with give:
+        def write() -> None:
+            for data in belt.items():
+                unpacker.feed(data)
+                if unpacker.received.fatal or unpacker.received.done:
+                    return
+
+        try:
+            async with plain_nursery() as nursery:
+
+                async def writing() -> None:
+                    await self.do(write)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(writing)
                 try:
                     async for data in stream:
-                        await give.send(data)
+                        await belt.give(data)
                 except trio.BrokenResourceError as error:
                     broken = error
-
-        async with plain_nursery() as nursery:
-            nursery.start_soon(read)
-            async for first in take:
-                pieces, size = [first], len(first)
-                with suppress(trio.WouldBlock, trio.EndOfChannel):
-                    while size < TOGETHER:
-                        pieces.append(take.receive_nowait())
-                        size += len(pieces[-1])
-                data = b"".join(pieces)
-                await self.do(lambda data=data: unpacker.feed(data))  # type: ignore[misc]
-                if unpacker.received.fatal or unpacker.received.done:
-                    nursery.cancel_scope.cancel()
-                    return
+                belt.end()
+        finally:
+            belt.end()
         if broken is not None:
             raise broken
 

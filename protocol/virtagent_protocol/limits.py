@@ -20,8 +20,12 @@ LINE_MAX = 1024
 HEADER_MAX = 4096
 #: Bytes of an RPC body (virtagent v7). It bounds what one message can make a reader hold.
 BODY_MAX = 2 * MIB
-#: Bytes of one chunk of stream data: an RPC never waits behind more than one of these.
-STREAM_BODY_MAX = 64 * KIB
+#: Bytes of one chunk of stream data. An RPC never waits behind more than one of these, so it must not be
+#: large; each costs a few turns of an event loop at both ends, so it must not be small: with 64 KiB, half as
+#: much again.
+STREAM_BODY_MAX = 256 * KIB
+#: The same on a channel that may change bytes. What is damaged is lost whole, and such channels are slow.
+STREAM_BODY_MAX_LOSSY = 16 * KIB
 #: Characters of a client tag: 64 in virtagent v7, which counted CR and LF.
 TAG_MAX = 62
 #: Values nested in values. Deep enough for any real answer, shallow enough for any recursive reader.
@@ -52,13 +56,13 @@ INLINE_MAX = 64
 STREAMS_MAX = 256
 #: Bytes of one stream that may be on their way or unread. A credit message for each half of it costs nearly
 #: what a chunk does: with half of this window, a stream takes a quarter more CPU.
-STREAM_WINDOW = 512 * KIB
+STREAM_WINDOW = 1024 * KIB
 #: Bytes of the smallest window. It is granted back in halves, and nobody shall have to send crumbs.
 WINDOW_MIN = 8 * KIB
 #: One credit message grants at most this many bytes: far more than any window.
 CREDIT_MAX = 2**31 - 1
 #: Bytes of all streams that may be on their way: what a call can have to wait behind. A port swallows 4 MiB.
-LINK_WINDOW = 512 * KIB
+LINK_WINDOW = 1024 * KIB
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ REASON = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
 STREAM_ID_MAX = 2**31 - 1
 #: In a credit message: not a stream, but the link itself.
 LINK_CREDIT = 0
+#: Bytes of stream data from which on `encode_parts` does not copy them.
+JOINED_MAX = 4096
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class StreamData:
     """The next bytes of a stream."""
 
     stream: int
-    data: bytes | memoryview
+    data: bytes | bytearray | memoryview
     session: str | None = None
 
 
@@ -91,7 +93,7 @@ class StreamEnd:
 Message = Request | Response | Cancel | StreamData | StreamCredit | StreamEnd
 
 
-def checksum(lines: list[bytes], body: bytes | memoryview) -> bytes:
+def checksum(lines: list[bytes], body: bytes | bytearray | memoryview) -> bytes:
     """Return the value of X-Virtagent-CRC: CRC-32 (as zlib has it), 8 lower-case hexadecimal digits.
 
     Args:
@@ -111,10 +113,34 @@ def encode(message: Message, *, crc: bool = False) -> bytes:
     Raises:
         LocalProtocolError: a field is not what SPEC.md section 3 allows; nothing may be sent.
     """
+    return b"".join(encode_parts(message, crc=crc))
+
+
+def encode_parts(message: Message, *, crc: bool = False) -> tuple[bytes | bytearray | memoryview, ...]:
+    """As `encode`, in parts, so that a large body need not be copied: it is one of them, as it is.
+
+    The body of stream data must not be changed until it has been written.
+    """
+    if isinstance(message, StreamData) and len(message.data) >= JOINED_MAX and not crc:
+        _check_length(message.data, STREAM_BODY_MAX)
+        return _stream_head(message.stream, len(message.data), message.session), message.data, _MAGIC
+    return (_encode(message, crc=crc),)
+
+
+@lru_cache(maxsize=16)
+def _stream_head(stream: int, length: int, session: str | None) -> bytes:
+    # All full chunks of a stream have the same head, and most of them follow one another.
+    head = [_stream(b"PUT", stream), b"Content-Type: application/octet-stream"]
+    if session is not None:
+        head.append(b"X-Virtagent-Session: " + _session(session))
+    return _MAGIC + b"\r\n".join(head) + b"\r\nContent-Length: %d\r\n\r\n" % length
+
+
+def _encode(message: Message, *, crc: bool) -> bytes:
     if isinstance(message, (Request, Response)) and message.session is not None and not crc:
         return _encode_plain(message, message.session)
     head: list[bytes]
-    body: bytes | memoryview = b""
+    body: bytes | bytearray | memoryview = b""
     if isinstance(message, Request):
         head, body = [b"POST /RPC2 HTTP/1.1", b"Content-Type: text/xml", *_tag(message.tag)], message.body
         _check_length(body, BODY_MAX)
@@ -189,6 +215,6 @@ def _ascii(text: str) -> bytes:
     return text.encode("ascii") if text.isascii() else b""
 
 
-def _check_length(body: bytes | memoryview, limit: int) -> None:
+def _check_length(body: bytes | bytearray | memoryview, limit: int) -> None:
     if len(body) > limit:
         raise LocalProtocolError(f"the message body has {len(body)} bytes, at most {limit} are allowed")

@@ -10,17 +10,14 @@ goes on in the middle of a message that was not taken whole. While the writer is
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
 
-from .messages import Message, encode
+from .channel import Buffer, WriteNow, behind
+from .messages import Message, encode_parts
 from .sendqueue import Lane, SendQueue
-
-#: Writes what the transport takes without waiting; returns how many bytes that was, 0 on any error.
-WriteNow = Callable[[bytes], int]
 
 
 def _nothing() -> None:
@@ -32,16 +29,30 @@ class Outgoing:
     """A message on its way out.
 
     Attributes:
-        data: its bytes.
+        parts: its bytes.
         written: how many of them the transport has.
         on_taken: called when the writer takes it; from then on it will be on the wire whole.
         on_written: called when the transport has accepted all of it.
     """
 
-    data: bytes
+    parts: Sequence[Buffer]
     on_taken: Callable[[], None] = _nothing
     on_written: Callable[[], None] = _nothing
     written: int = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def rest(self) -> Sequence[Buffer]:
+        """Return what the transport does not have yet."""
+        return behind(self.parts, self.written) if self.written else self.parts
+
+    def write(self, write_now: WriteNow) -> bool:
+        """Give the transport what it takes without waiting; return whether that was all."""
+        size = len(self)
+        while self.written < size and (count := write_now(self.rest())):
+            self.written += count
+        return self.written == size
 
 
 class Outbox:
@@ -95,9 +106,7 @@ class Outbox:
         if self._idle and self._begun is None and self._write_now is not None:
             while (outgoing := self._queue.pop()) is not None:
                 outgoing.on_taken()
-                count = self._write_now(outgoing.data)
-                if count < len(outgoing.data):
-                    outgoing.written = count
+                if not outgoing.write(self._write_now):
                     self._begun = outgoing
                     break
                 self._on_sent(outgoing)
@@ -117,7 +126,7 @@ class Outbox:
         Raises:
             LocalProtocolError: the message is not one that the protocol allows; nothing was queued.
         """
-        outgoing = Outgoing(encode(message, crc=self.crc), on_taken, on_written)
+        outgoing = Outgoing(encode_parts(message, crc=self.crc), on_taken, on_written)
         self._queue.put(outgoing, lane)
         if not self._gathering:
             self._filled.set()
@@ -134,9 +143,8 @@ class Outbox:
         """
         if not (self._gathering and self._idle) or self._begun is not None or self._queue:
             return self.put(message, Lane.REPLY)
-        outgoing = Outgoing(encode(message, crc=self.crc))
-        outgoing.written = self._write_now(outgoing.data) if self._write_now is not None else 0
-        if outgoing.written < len(outgoing.data):
+        outgoing = Outgoing(encode_parts(message, crc=self.crc))
+        if self._write_now is None or not outgoing.write(self._write_now):
             self._begun = outgoing
             return outgoing
         self._on_sent(outgoing)
@@ -165,19 +173,3 @@ class Outbox:
     def clear(self) -> None:
         """Forget everything that waits: its session has ended."""
         self._queue.clear()
-
-
-def write_now(stream: trio.abc.Stream) -> WriteNow | None:
-    """Return how to write to a transport without waiting; None if it does not say how."""
-    if isinstance(stream, trio.SocketStream):
-        sock = stream.socket
-        return lambda data: _write(sock.fileno(), data)
-    return getattr(stream, "write_now", None)
-
-
-def _write(fd: int, data: bytes) -> int:
-    try:
-        return os.write(fd, data)
-    except OSError:
-        # It is full, or broken: the writer will find out.
-        return 0

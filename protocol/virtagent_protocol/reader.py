@@ -13,7 +13,8 @@ The rules:
    hunts from the *first byte of that body* on, so what the next sender wrote is not lost with it.
 6. No timers here. Whoever decides that an unfinished message will never be finished calls
    `abandon`.
-7. A body that was refused may be searched for a second's worth of fragments. Who has other things
+7. A large body need not pass through the buffer that is searched: it is put where it will stay (`space`).
+8. A body that was refused may be searched for a second's worth of fragments. Who has other things
    to do meanwhile takes the events one by one (`push`, `give_up`, `events`) rather than all at once.
 """
 
@@ -24,8 +25,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from typing import Any
 
-from .limits import BODY_MAX, CREDIT_MAX, HEADER_MAX, LINE_MAX, STREAM_BODY_MAX
+from .buffers import BufferPool
+from .limits import BODY_MAX, CREDIT_MAX, HEADER_MAX, KIB, LINE_MAX, STREAM_BODY_MAX
 from .messages import (
     MAGIC,
     REASON,
@@ -75,7 +78,7 @@ class Drop:
 
 Event = Message | Drop
 
-_Builder = Callable[[dict[bytes, bytes], int, bytes], Message]
+_Builder = Callable[[dict[bytes, bytes], int, Any], Message]
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,15 @@ _PLAIN_HEAD = re.compile(
 )
 #: Bytes of a body up to which it is cut out of the buffer in the simplest way, which copies it twice.
 _SHORT = 4096
+#: Bytes of stream data from which on they have a place of their own, rather than be copied to it.
+_LARGE = 16 * KIB
+#: Bytes that are taken in at a time while no large body is awaited.
+_SPACE = 8 * KIB
+#: Bytes behind a large body that are taken in with it: the head of the next message, most likely of another.
+_AHEAD = 256
+#: Places of large bodies that are used again: those in a stream's window, one being filled, two being
+#: written.
+_PLACES = 8
 
 
 class MessageReader:
@@ -198,6 +210,12 @@ class MessageReader:
         self._reported = False
         #: Index behind the body of wrong checksum that is being searched.
         self._searched_to = 0
+        self._space = memoryview(bytearray(_SPACE))
+        self._places = BufferPool(_PLACES)
+        #: Where a large body that is awaited, with the byte behind it, has its place; how long it is, and how
+        #: much of it has come.
+        self._place: bytearray | None = None
+        self._needed = self._placed = 0
 
     @property
     def incomplete(self) -> bool:
@@ -221,8 +239,34 @@ class MessageReader:
 
     def push(self, data: bytes | bytearray | memoryview) -> None:
         """As `feed`, but leave the events to `events`."""
-        self._buffer += data
         self._drained = False
+        if self._place is not None:
+            count = min(len(data), self._needed - self._placed)
+            self._place[self._placed : self._placed + count] = memoryview(data)[:count]
+            self._placed += count
+            data = memoryview(data)[count:]
+        self._buffer += data
+
+    def space(self) -> memoryview:
+        """Return where the next bytes may be put; `filled` then tells how many are there."""
+        return self._space if self._place is None else memoryview(self._place)[self._placed :]
+
+    @property
+    def wanted(self) -> int:
+        """How many bytes of a large body, if one has begun, have not come yet."""
+        return 0 if self._place is None else max(0, self._needed - self._placed)
+
+    def filled(self, space: memoryview, count: int) -> None:
+        """As `push`, of the first *count* bytes of *space*."""
+        if self._place is not None and space.obj is self._place:
+            self._placed += count
+            self._drained = False
+            if self._placed > self._needed:
+                self._buffer += memoryview(self._place)[self._needed : self._placed]
+                self._placed = self._needed
+        else:
+            # What was awaited when the space was asked for may have been given up since.
+            self.push(space[:count])
 
     def give_up(self) -> None:
         """As `abandon`, but leave the events to `events`; nothing if there are bytes not looked at yet."""
@@ -244,6 +288,9 @@ class MessageReader:
         self._drained = True
 
     def _hunt(self, cause: DropCause) -> Drop:
+        if self._place is not None:
+            self._buffer[self._at : self._at] = memoryview(self._place)[: self._placed]
+            self._place = None
         self._head = None
         self._hunting = self._reported = True
         return Drop(cause)
@@ -322,8 +369,11 @@ class MessageReader:
         return _parse_head(block)
 
     def _read_body(self, head: _Head) -> Message | None:
+        if self._place is not None:
+            return self._read_place(head, self._place)
         end = self._at + head.length
         if len(self._buffer) <= end:
+            self._await_large(head)
             return None
         if self._buffer[end] != MAGIC:
             raise _Illegal(DropCause.UNTERMINATED)
@@ -332,6 +382,27 @@ class MessageReader:
         self._at = end
         self._head = None
         return head.build(head.headers, head.stream, body)
+
+    def _await_large(self, head: _Head) -> None:
+        """Give the body a place of its own if it is worth that."""
+        if not head.stream or head.length < _LARGE or self.crc_required or _CRC in head.headers:
+            return
+        if self._searched_to > self._at:
+            return
+        self._placed = len(self._buffer) - self._at
+        self._needed = head.length + 1
+        self._place = self._places.take(self._needed + _AHEAD)
+        self._place[: self._placed] = memoryview(self._buffer)[self._at :]
+        del self._buffer[self._at :]
+
+    def _read_place(self, head: _Head, place: bytearray) -> Message | None:
+        if self._placed < self._needed:
+            return None
+        if place[head.length] != MAGIC:
+            raise _Illegal(DropCause.UNTERMINATED)
+        del place[head.length :]
+        self._place = self._head = None
+        return head.build(head.headers, head.stream, place)
 
     def _check(self, head: _Head, body: bytes) -> None:
         claimed = head.headers.get(_CRC)

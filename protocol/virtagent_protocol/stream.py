@@ -39,7 +39,7 @@ class _Carrier(Protocol):
 
     def forget(self, stream: LinkStream) -> None: ...
     def gathering(self) -> AbstractContextManager[None]: ...
-    def send(self, stream: LinkStream, data: memoryview) -> Outgoing: ...
+    def send(self, stream: LinkStream, data: bytes | memoryview) -> Outgoing: ...
     def end(self, stream: LinkStream, reason: str, *, at_once: bool) -> None: ...
     def credit(self, stream: LinkStream, count: int) -> None: ...
     def discard(self, outgoing: Outgoing, count: int) -> None: ...
@@ -72,7 +72,7 @@ class LinkStream(trio.abc.HalfCloseableStream):
         #: Why nothing can be sent any more, though the stream may still be read.
         self._unread: str | None = None
         # Receiving
-        self._arrived: deque[bytes] = deque()
+        self._arrived: deque[bytes | bytearray] = deque()
         self._in_window = ReceiveWindow(STREAM_WINDOW)
         self._may_receive = trio.Event()
         self._receiving = Exclusive("another task is receiving from this stream")
@@ -88,6 +88,17 @@ class LinkStream(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send *data*; wait while the receiver gives no credit, or other streams have their turn."""
+        await self._send(data, copied=not isinstance(data, bytes))
+
+    async def send_kept(self, data: bytes | bytearray | memoryview) -> None:
+        """As `send_all`, without a copy of *data*.
+
+        It must not be changed while anybody refers to it, which may be long after this has returned
+        (`buffers.BufferPool`).
+        """
+        await self._send(data, copied=False)
+
+    async def _send(self, data: bytes | bytearray | memoryview, *, copied: bool) -> None:
         with self._sending:
             await trio.lowlevel.checkpoint()
             self.check_sendable()
@@ -96,8 +107,10 @@ class LinkStream(trio.abc.HalfCloseableStream):
                 while at < len(rest):
                     await self._room()
                     count = await self._carrier.reserve(self, len(rest) - at)
+                    piece = rest[at : at + count]
                     with self._carrier.gathering():
-                        self._queued.append((self._carrier.send(self, rest[at : at + count]), count))
+                        outgoing = self._carrier.send(self, bytes(piece) if copied else piece)
+                        self._queued.append((outgoing, count))
                     at += count
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -164,7 +177,7 @@ class LinkStream(trio.abc.HalfCloseableStream):
 
     # --- Receiving -----------------------------------------------------------------------------------
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Return what has come, at most *max_bytes*; wait while there is nothing; ``b""`` at the end."""
         if max_bytes is not None and not isinstance(max_bytes, int):
             raise TypeError("max_bytes must be an integer")
@@ -184,7 +197,7 @@ class LinkStream(trio.abc.HalfCloseableStream):
                 self._may_receive = trio.Event()
                 await self._may_receive.wait()
 
-    def _take(self, max_bytes: int | None) -> bytes:
+    def _take(self, max_bytes: int | None) -> bytes | bytearray:
         data = self._arrived.popleft()
         if max_bytes is not None and len(data) > max_bytes:
             self._arrived.appendleft(data[max_bytes:])
@@ -233,7 +246,7 @@ class LinkStream(trio.abc.HalfCloseableStream):
             self._carrier.forget(self)
             self._wake()
 
-    def on_data(self, data: bytes) -> None:
+    def on_data(self, data: bytes | bytearray) -> None:
         """Data came."""
         if self._received_end or not self._in_window.receive(len(data)):
             self.reset(OVERRUN, f"the other end sent more on stream {self.id} than it was granted")

@@ -21,7 +21,7 @@ import trio
 
 from .counters import Counters
 from .errors import Fault, FaultCode, NotReady, RemoteProtocolError
-from .limits import LINK_WINDOW, STREAMS_MAX, PeerLimits
+from .limits import LINK_WINDOW, STREAM_BODY_MAX, STREAM_BODY_MAX_LOSSY, STREAMS_MAX, PeerLimits
 from .messages import LINK_CREDIT, STREAM_ID_MAX, StreamCredit, StreamData, StreamEnd
 from .outbox import Outbox, Outgoing
 from .sendqueue import Lane
@@ -49,16 +49,18 @@ class Streams:
         self._counters = counters
         self._session: str | None = None
         self._peer = PeerLimits()
+        self._chunk = STREAM_BODY_MAX
         self._streams: dict[int, LinkStream] = {}
         self._next_id = 0
         self._out = SendWindow(0)
         self._in = ReceiveWindow(LINK_WINDOW)
         self._waiting = trio.lowlevel.ParkingLot()
 
-    def begin(self, session: str, peer: PeerLimits) -> None:
-        """A session was established."""
+    def begin(self, session: str, peer: PeerLimits, *, lossy: bool = False) -> None:
+        """A session was established; *lossy*: on a channel that may change bytes."""
         self._session = session
         self._peer = peer
+        self._chunk = min(peer.stream_body, STREAM_BODY_MAX_LOSSY if lossy else STREAM_BODY_MAX)
         self._next_id = 1 if self._role is Role.HOST else 2
         self._out = SendWindow(peer.link_window)
         self._in = ReceiveWindow(LINK_WINDOW)
@@ -122,7 +124,7 @@ class Streams:
         my_turn = False
         try:
             while True:
-                count = min(wanted, stream.window.credit, self._peer.stream_body)
+                count = min(wanted, stream.window.credit, self._chunk)
                 if not count:
                     await stream.sendable()
                 elif self._out.credit < min(count, CRUMB) or (self._waiting and not my_turn):
@@ -143,7 +145,7 @@ class Streams:
         """Return the block at whose end what was sent in it goes out."""
         return self._outbox
 
-    def send(self, stream: LinkStream, data: memoryview) -> Outgoing:
+    def send(self, stream: LinkStream, data: bytes | memoryview) -> Outgoing:
         """Queue a chunk that `reserve` has granted."""
         return self._outbox.put(
             StreamData(stream.id, data, self._session), Lane.STREAM, on_taken=stream.on_taken
@@ -185,7 +187,9 @@ class Streams:
         elif not covered:
             stream.reset(OVERRUN, "the other end sent more on all streams than it was granted")
         else:
-            stream.on_data(bytes(message.data))
+            # A view is only ever sent.
+            assert not isinstance(message.data, memoryview)
+            stream.on_data(message.data)
 
     def on_credit(self, message: StreamCredit) -> None:
         """Credit came, for a stream or for the link."""

@@ -56,7 +56,10 @@ class _Script(trio.abc.Stream):
             await trio.sleep(END)
             return b""
         await trio.sleep(GAP)
-        return self._pieces.pop(0)
+        piece = self._pieces.pop(0)
+        if max_bytes is not None and len(piece) > max_bytes:
+            self._pieces.insert(0, piece[max_bytes:])
+        return piece[:max_bytes]
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if not self._reads:

@@ -28,7 +28,7 @@ SESSION = "00000000000000a1-00000000000000b2"
 
 
 def message_of(outgoing: Outgoing) -> Message:
-    (event,) = MessageReader().feed(outgoing.data)
+    (event,) = MessageReader().feed(b"".join(outgoing.parts))
     assert isinstance(event, (Request, Response, Cancel))
     return event
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.unit.linkpair import Pair, linked, make_link
 from virtagent_protocol.errors import Fault, FaultCode, NotReady, RemoteFault
-from virtagent_protocol.limits import LINK_WINDOW, STREAM_WINDOW, STREAMS_MAX
+from virtagent_protocol.limits import LINK_WINDOW, STREAM_BODY_MAX, STREAM_WINDOW, STREAMS_MAX
 from virtagent_protocol.messages import StreamCredit, StreamData, StreamEnd, encode
 from virtagent_protocol.registry import Call, Registry
 from virtagent_protocol.session import Role
@@ -183,10 +183,10 @@ async def test_streams_take_turns() -> None:
         async def receive(number: int, stream: LinkStream) -> None:
             async for part in stream:
                 order.append(number)
-                assert len(part) <= 65536
+                assert len(part) <= STREAM_BODY_MAX
 
         async def send(stream: LinkStream) -> None:
-            await stream.send_all(PATTERN * 8)
+            await stream.send_all(PATTERN * 32)
             await stream.aclose()
 
         for number, (near, other) in enumerate(pairs):

@@ -403,7 +403,7 @@ def test_a_file_of_any_size_arrives_with_the_digest_of_its_content(
     transfer.names = names
     sent, received = transfer.run()
     assert (tmp_path / "out").read_bytes() == (tmp_path / "in").read_bytes()
-    digest = digests.Digest(names[0])
+    digest = digests.new_digest(names[0])
     digest.update((tmp_path / "in").read_bytes())
     assert sent.digest == received.digest == digest.hexdigest()
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]

@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
+from virtagent_protocol.channel import LARGE, Buffer, behind, read_on, write_some
 from virtagent_protocol.errors import VirtagentError
 from virtagent_protocol.exclusive import Exclusive
 
@@ -31,9 +32,14 @@ from .base import Report, Transport, open_error
 
 #: Default number of bytes to return at most.
 RECEIVE_SIZE = 64 * 1024
-#: A read(2) returns what one of the port's buffers holds, which is a page; less of it means that it was the
-#: last. A turn of the event loop for each page would be most of what it costs to receive a file.
+#: A read(2) returns what one of the port's buffers holds, which is a page, and a readv(2) goes on to the next
+#: buffer with its next page, if it has filled that. A turn of the event loop for each page would be most of
+#: what it costs to receive a file.
 BUFFER_SIZE = 4096
+#: Bytes asked for by one readv(2).
+READ_SIZE = 16 * BUFFER_SIZE
+#: A write(2) takes no more than this; a writev(2) goes on with its next part, if it has taken one whole.
+WRITE_SIZE = 32 * 1024
 
 
 class VirtioPort(Transport):
@@ -91,43 +97,60 @@ class VirtioPortStream(trio.abc.Stream):
         size = RECEIVE_SIZE if max_bytes is None else max_bytes
         if size < 1:
             raise ValueError("max_bytes must be at least 1")
+        buffer = bytearray(size)
+        count = await self.read_into(memoryview(buffer))
+        return bytes(memoryview(buffer)[:count])
+
+    async def read_into(self, buffer: memoryview) -> int:
+        """As `receive_some`, into a buffer of at least one byte; return how many bytes that was."""
         with self._receiving:
             self._check_open()
             await trio.lowlevel.checkpoint_if_cancelled()
-            data = self._read(size)
-            if data:
+            count = self._read(buffer)
+            if count:
                 await trio.lowlevel.cancel_shielded_checkpoint()
-            while not data:
+            while not count:
                 await self._readable.wait()
-                data = self._read(size)
-            return data
+                count = self._read(buffer)
+            return count + read_on(buffer[count:], self._read)
 
-    def _read(self, size: int) -> bytes:
-        """Return what there is, at most *size* bytes; nothing if that is nothing."""
-        parts: list[bytes] = []
-        while size:
+    def _read(self, buffer: memoryview) -> int:
+        """Read what there is, at most as much as fits; return how many bytes that was."""
+        count, size = 0, len(buffer)
+        pages = [buffer]
+        while count < size:
+            if size >= LARGE:
+                stop = min(size, count + READ_SIZE)
+                pages = [buffer[at : min(at + BUFFER_SIZE, stop)] for at in range(count, stop, BUFFER_SIZE)]
+            elif count:
+                pages = [buffer[count:]]
             try:
-                part = os.read(self._fd, size)
+                got = os.readv(self._fd, pages)
             except BlockingIOError:
                 self._host_is(connected=True)
                 break
             except OSError as error:
-                if parts:
+                if count:
                     break  # the next read tells it again
                 raise self._broken(error) from error
-            if not part:
+            if not got:
                 # That the host has gone is told when all that it left has been taken.
-                if not parts:
+                if not count:
                     self._host_is(connected=False)
                 break
-            parts.append(part)
-            size -= len(part)
-            if len(part) < BUFFER_SIZE:
+            count += got
+            # Most likely that was all, and asking costs a system call; but where much is awaited, it may be
+            # the rest of a buffer.
+            if got < BUFFER_SIZE and size < LARGE:
                 break
-        return b"".join(parts)
+        return count
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Write all of *data*, waiting while the port is full or the host is absent.
+        """As `write`, of one buffer."""
+        await self.write([data])
+
+    async def write(self, parts: Sequence[Buffer]) -> None:
+        """Write all of several buffers, waiting while the port is full or the host is absent.
 
         What is written may still vanish: the device drops what a host has not read when it closes.
 
@@ -139,28 +162,23 @@ class VirtioPortStream(trio.abc.Stream):
         with self._sending:
             self._check_open()
             await trio.lowlevel.checkpoint_if_cancelled()
-            with memoryview(data) as view:
-                sent = 0
-                while sent < len(view):
-                    try:
-                        sent += os.write(self._fd, view[sent:])
-                    except BlockingIOError:
-                        await self._writable.wait()
-                    except OSError as error:
-                        raise self._broken(error) from error
+            while parts := behind(parts, 0):
+                try:
+                    parts = behind(parts, _write(self._fd, parts))
+                except BlockingIOError:
+                    await self._writable.wait()
+                except OSError as error:
+                    raise self._broken(error) from error
             # Behind what was written, not before: somebody waits for it.
             await trio.lowlevel.cancel_shielded_checkpoint()
 
-    def write_now(self, data: bytes) -> int:
-        """Write what the port takes without waiting, and return how many bytes that was; 0 on any error."""
-        sent = 0
+    def write_now(self, parts: Sequence[Buffer]) -> int:
+        """Write what the port takes at once, and return how many bytes that was; 0 on any error."""
         try:
-            with self._sending, memoryview(data) as view:
-                while sent < len(view):
-                    sent += os.write(self._fd, view[sent:])
+            with self._sending:
+                return _write(self._fd, parts)
         except OSError:
-            pass  # it is full, or gone: send_all will tell
-        return sent
+            return 0  # it is full, or gone: `write` will tell
 
     async def wait_send_all_might_not_block(self) -> None:
         """Return at once: the device cannot tell without being written to, and the contract allows it."""
@@ -190,6 +208,13 @@ class VirtioPortStream(trio.abc.Stream):
         if connected != self._host_connected:
             self._host_connected = connected
             self._on_host(connected)
+
+
+def _write(fd: int, parts: Sequence[Buffer]) -> int:
+    if len(parts) > 1 or len(parts[0]) > WRITE_SIZE:
+        views = [memoryview(part) for part in parts]
+        parts = [view[at : at + WRITE_SIZE] for view in views for at in range(0, len(view), WRITE_SIZE)]
+    return write_some(fd, parts)
 
 
 class _Edges:

@@ -17,6 +17,7 @@ from virtagent_protocol.errors import LinkBroken, RemoteProtocolError, Virtagent
 from virtagent_protocol.trees.listen import Listener, Result
 from virtagent_protocol.trees.pack import Packer, Sent
 from virtagent_protocol.trees.unpack import Received, Unpacker
+from virtagent_protocol.unixsocket import widen
 
 from ..files import BROKEN_EVENT
 from .client import BridgeError, ConnectionEnded, VmClient
@@ -66,6 +67,9 @@ class Channel:
     def __init__(self, client: VmClient, command: str, arguments: dict[str, object], timeout: float) -> None:
         self._client = client
         self._socket, theirs = socket.socketpair()
+        widen(self._socket)
+        widen(theirs)
+        self._buffer = memoryview(bytearray(_READ_SIZE))
         try:
             with theirs:
                 client.send_fd(FD_NAME, theirs.fileno())
@@ -82,15 +86,15 @@ class Channel:
             return False
         return True
 
-    def receive(self) -> bytes:
-        """Return what comes next.
+    def receive(self) -> memoryview:
+        """Return what comes next; it is overwritten when this is called again.
 
         Raises:
             LinkBroken: the transfer was cut, and why.
         """
         with contextlib.suppress(ConnectionResetError):
-            if data := self._socket.recv(_READ_SIZE):
-                return data
+            if count := self._socket.recv_into(self._buffer):
+                return self._buffer[:count]
         raise self._why()
 
     def end(self) -> None:

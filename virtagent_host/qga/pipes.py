@@ -112,11 +112,11 @@ class _Carrier:
     def gathering(self) -> AbstractContextManager[None]:
         return nullcontext()  # each chunk goes by itself
 
-    def send(self, stream: LinkStream, data: memoryview) -> Outgoing:
+    def send(self, stream: LinkStream, data: bytes | memoryview) -> Outgoing:
         self._taken += 1
         if not self._pipe.other_is_gone(self):
             self.other.on_data(bytes(data))
-        return Outgoing(b"")
+        return Outgoing(())
 
     def end(self, stream: LinkStream, reason: str, *, at_once: bool) -> None:
         if not self._pipe.other_is_gone(self):

@@ -23,7 +23,7 @@ from virtagent_protocol.errors import FaultCode, RemoteFault, RemoteProtocolErro
 from virtagent_protocol.limits import KIB
 from virtagent_protocol.qga.messages import QgaError
 from virtagent_protocol.stream import LinkStream
-from virtagent_protocol.trees.digests import DIGESTS, Digest, choose
+from virtagent_protocol.trees.digests import DIGESTS, Hash, choose, new_digest
 from virtagent_protocol.trees.entries import FILE, Entry, check_component
 from virtagent_protocol.trees.landing import part_name
 from virtagent_protocol.trees.listen import Listener
@@ -72,7 +72,7 @@ async def _send(
         await _hear(stream, heard, begin=True)
         if heard.result is None:
             name = choose(heard.digests or [], digests)
-            digest, sent, failure = Digest(name), 0, ""
+            digest, sent, failure = new_digest(name), 0, ""
             try:
                 await stream.send_all(encode(Kind.START, digest=name) + Entry(FILE, size=size).encode())
                 piece, is_last = first
@@ -85,8 +85,6 @@ async def _send(
             except QgaError as error:
                 failure = error.desc
                 end = encode(Kind.SKIP, path="", reason=failure, note=False, within=True)
-            finally:
-                digest.close()
             end += encode(Kind.END, entries=int(not failure), bytes=sent, kept=0, errors=int(bool(failure)))
             await stream.send_all(end)
             await _hear(stream, heard, begin=False)
@@ -148,7 +146,7 @@ class _Receiving:
         self._agent, self._stream, self._path = agent, stream, path
         self._handle: int | None = handle
         self._digests = digests
-        self._digest: Digest | None = None
+        self._digest: Hash | None = None
         self._name = ""
         self._mode = 0o644
         self._buffer = bytearray()
@@ -173,8 +171,6 @@ class _Receiving:
             pass  # the sender is gone
         finally:
             self._stream.reset("cancelled")
-            if self._digest is not None:
-                self._digest.close()
             await _clean_up(self._agent, self._handle, "" if self._whole else _part(self._path))
 
     async def _receive(self) -> None:
@@ -196,7 +192,7 @@ class _Receiving:
             entry = Entry.decode(record)
             if entry.type != FILE:
                 raise self._agent.cannot(_ONE_FILE)
-            self._digest, self._mode = Digest(self._name), entry.mode & 0o777
+            self._digest, self._mode = new_digest(self._name), entry.mode & 0o777
         elif kind is Kind.DATA and digest is not None:
             digest.update(bytes(record.data))
             self._size += len(record.data)

@@ -31,12 +31,16 @@ from typing import TypeVar
 
 import trio
 
+from virtagent_protocol.buffers import BufferPool
 from virtagent_protocol.relay import reset_on_close
 
 T = TypeVar("T")
 
 #: Bytes moved at a time. More would hold up everything else in the process; less costs more turns.
 PIECE = 256 * 1024
+
+#: Buffers for them, which are used again: one that is filled, and those that are being sent.
+_BUFFERS = 4
 
 _NEVER_WAITS = (BlockingIOError, InterruptedError)
 
@@ -50,6 +54,7 @@ class HandedFd:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._buffers = BufferPool(_BUFFERS)
         status = os.fstat(fd)
         self._socket = socket.socket(fileno=os.dup(fd)) if stat.S_ISSOCK(status.st_mode) else None
         # Opening /dev/ptmx again would make another terminal.
@@ -59,14 +64,20 @@ class HandedFd:
         #: An open file of our own on the same pipe or terminal.
         self._own = _open_again(fd) if pollable else None
 
-    async def read(self, size: int = PIECE) -> bytes:
-        """Return what there is, at most *size* bytes; ``b""`` at the end.
+    async def read(self) -> memoryview:
+        """Return what there is, at most `PIECE` bytes; nothing at the end.
+
+        It stays as it is for as long as somebody refers to it.
 
         Raises:
             OSError: it cannot be read.
         """
+        buffer = memoryview(self._buffers.take(PIECE))
+        return buffer[: await self._read_into(buffer)]
+
+    async def _read_into(self, buffer: memoryview) -> int:
         if self._threaded:
-            return await _in_thread(self._fd, lambda fd: os.read(fd, size))
+            return await _in_thread(self._fd, lambda fd: os.readv(fd, [buffer]))
         fd = self._fd if self._own is None else self._own
         while True:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -74,7 +85,7 @@ class HandedFd:
             # wait: so ask again right before.
             if self._own is not None or self._socket is not None or _is_readable(fd):
                 with suppress(*_NEVER_WAITS):
-                    return self._socket.recv(size, socket.MSG_DONTWAIT) if self._socket else os.read(fd, size)
+                    return _fill(self._socket, buffer) if self._socket else os.readv(fd, [buffer])
             await trio.lowlevel.wait_readable(fd)
 
     async def write(self, data: bytes | bytearray) -> None:
@@ -119,6 +130,15 @@ class HandedFd:
         self._own = None
         if self._socket is not None:
             self._socket.close()
+
+
+def _fill(sock: socket.socket, buffer: memoryview) -> int:
+    """Read what a socket has: one call returns no more than what was written into it at a time."""
+    count = sock.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+    with suppress(*_NEVER_WAITS):
+        while count < len(buffer) and (more := sock.recv_into(buffer[count:], 0, socket.MSG_DONTWAIT)):
+            count += more
+    return count
 
 
 async def _when_writable(fd: int, attempt: Callable[[], int]) -> int:

@@ -37,7 +37,7 @@ async def pump_in(source: HandedFd, stream: LinkStream) -> int:
     count = 0
     try:
         while data := await source.read():
-            await stream.send_all(data)
+            await stream.send_kept(data)
             count += len(data)
         await stream.send_eof()
     except trio.BrokenResourceError as error:

@@ -1,4 +1,4 @@
-"""Checksums of files, computed in a thread of their own beside the I/O.
+"""Checksums of files, computed by whoever reads or writes them, piece by piece.
 
 SHA-256 is computed at 1600 MB/s by a processor that knows it, but at some 50 MB/s by an emulated one (QEMU's
 TCG): there it would cost more than all else. So each end says what it can do at a decent speed, and CRC-32 is
@@ -9,8 +9,6 @@ write on the link neither would, since he could replace the digest as well.
 from __future__ import annotations
 
 import hashlib
-import queue
-import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -25,10 +23,6 @@ DIGESTS = (SHA256, CRC32)
 #: MB/s of SHA-256 below which CRC-32 is preferred: more than TCG does, less than a processor of this century
 #: that has no instructions for it.
 SLOW = 200
-#: Bytes from which on a file is worth a thread.
-_THREAD_FROM = 1024 * 1024
-#: Pieces that wait for the thread.
-_QUEUE = 4
 
 
 @lru_cache
@@ -58,9 +52,14 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-class _Hash(Protocol):
-    def update(self, data: bytes | memoryview, /) -> object: ...
-    def hexdigest(self) -> str: ...
+class Hash(Protocol):
+    """A digest that grows."""
+
+    def update(self, data: bytes | memoryview, /) -> object:
+        """Add what follows."""
+
+    def hexdigest(self) -> str:
+        """Return the digest of what was added so far."""
 
 
 class _Crc32:
@@ -74,43 +73,6 @@ class _Crc32:
         return f"{self._value:08x}"
 
 
-class Digest:
-    """The digest of one file. Small files are done at once, large ones by a thread, in order.
-
-    Args:
-        name: of `DIGESTS`.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._hash: _Hash = hashlib.sha256() if name == SHA256 else _Crc32()
-        self._count = 0
-        self._thread: threading.Thread | None = None
-        self._queue: queue.Queue[bytes | memoryview | None] = queue.Queue(_QUEUE)
-
-    def update(self, data: bytes | memoryview) -> None:
-        """Add what follows; it must not be changed afterwards."""
-        self._count += len(data)
-        if self._thread is None and self._count < _THREAD_FROM:
-            self._hash.update(data)
-            return
-        if self._thread is None:
-            # A daemon: if it is left behind in mid-file, it must not keep the process.
-            self._thread = threading.Thread(target=self._work, name="digest", daemon=True)
-            self._thread.start()
-        self._queue.put(data)
-
-    def hexdigest(self) -> str:
-        """Return the digest; nothing can be added any more."""
-        self.close()
-        return self._hash.hexdigest()
-
-    def close(self) -> None:
-        """End the thread. May be repeated."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
-            self._thread = None
-
-    def _work(self) -> None:
-        while (data := self._queue.get()) is not None:
-            self._hash.update(data)
+def new_digest(name: str) -> Hash:
+    """Return the digest of `DIGESTS` of that name, of nothing yet."""
+    return hashlib.sha256() if name == SHA256 else _Crc32()

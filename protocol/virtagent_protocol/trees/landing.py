@@ -20,7 +20,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 
-from .digests import Digest
+from .digests import new_digest
 from .entries import NAME_MAX, Entry, owner_here
 from .place import check_replaceable, status_of
 
@@ -84,7 +84,7 @@ class Landing:
         if status is not None and stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(0, "a directory is there, which is not replaced by a file")
         self._fd = self._open()
-        self._digest = Digest(digest)
+        self._digest = new_digest(digest)
         self.position = entry.start
         self._unflushed = 0
         self._flusher: threading.Thread | None = None
@@ -195,7 +195,6 @@ class Landing:
         self._close()
 
     def _close(self) -> None:
-        self._digest.close()
         fd, self._fd = self._fd, -1
         # The flusher's copy would keep it locked.
         fcntl.flock(fd, fcntl.LOCK_UN)

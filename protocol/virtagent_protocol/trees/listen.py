@@ -57,7 +57,7 @@ class Listener:
         self._reader = RecordReader()
         self._bytes = 0
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take bytes of the receiver's half. Raises RemoteProtocolError."""
         for record in self._reader.feed(data):
             if self.result is not None:

@@ -7,7 +7,7 @@ The rules:
 2. Nothing is opened that is no file, directory or link: a FIFO would wait, a device would act.
 3. One entry that cannot be read is told, and the rest goes on.
 4. Small records are gathered, so that ten thousand small files are no ten thousand messages; data of large
-   ones is read where it is sent from, without a copy.
+   ones is read where it is sent from, without a copy: it stays as it is for as long as it is referred to.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import stat
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .digests import Digest, choose, preferred
+from ..buffers import BufferPool
+from .digests import choose, new_digest, preferred
 from .entries import DIRECTORY, FILE, SPECIAL, TYPES, Entry, to_json
 from .landing import read_prefix
 from .listen import Listener
@@ -27,6 +28,8 @@ from .records import Kind, encode, encode_offset, head
 
 #: Bytes read at a time; with the record's head they fill whole messages of a stream.
 PIECE = 512 * 1024 - 5
+#: Buffers for them, which are used again: those that are read into, wait, or are being sent.
+BUFFERS = 6
 #: Bytes of small records that are gathered.
 GATHER = 128 * 1024
 #: Errors and notes that are kept, the first ones.
@@ -131,6 +134,7 @@ class Packer:
         self._source = source
         self._digests = digests or preferred()
         self._pending = bytearray()
+        self._buffers = BufferPool(BUFFERS)
         self._complete: Mapping[bytes, tuple[int, int]] = {}
         self._parts: Mapping[bytes, int] = {}
 
@@ -261,13 +265,13 @@ class Packer:
 
     def _file(self, fd: int, path: bytes, entry: Entry) -> Iterator[bytes | memoryview]:
         self._put(entry.encode())
-        digest = Digest(self.digest_name)
+        digest = new_digest(self.digest_name)
         size = entry.start
         try:
             for piece in read_prefix(fd, entry.start):
                 digest.update(piece)
             self.sent.size += entry.start
-            for offset, buffer in _pieces(fd, entry):
+            for offset, buffer in _pieces(fd, entry, self._buffers):
                 if len(buffer) == 5:
                     size = offset
                     break
@@ -288,11 +292,9 @@ class Packer:
             self._put(encode(Kind.CLOSE, size=size, digest=self.sent.digest))
         except OSError as error:
             self._skip(path, words(error), within=True)
-        finally:
-            digest.close()
 
 
-def _pieces(fd: int, entry: Entry) -> Iterator[tuple[int, memoryview]]:
+def _pieces(fd: int, entry: Entry, buffers: BufferPool) -> Iterator[tuple[int, memoryview]]:
     """Yield offset and data of a file from the entry's start on, each with five bytes of room before it.
 
     If it ends in a hole, the last offset is its size, without data.
@@ -306,7 +308,7 @@ def _pieces(fd: int, entry: Entry) -> Iterator[tuple[int, memoryview]]:
             entry = Entry(FILE, start=entry.start + len(data))
     at = entry.start
     if not _is_sparse(fd):
-        yield from _read_from(fd, at, None)
+        yield from _read_from(fd, at, None, buffers)
         return
     while True:
         try:
@@ -318,19 +320,20 @@ def _pieces(fd: int, entry: Entry) -> Iterator[tuple[int, memoryview]]:
             yield max(at, os.fstat(fd).st_size), memoryview(bytearray(5))
             return
         end = os.lseek(fd, at, os.SEEK_HOLE)
-        for offset, buffer in _read_from(fd, at, end):
+        for offset, buffer in _read_from(fd, at, end, buffers):
             yield offset, buffer
             at = offset + len(buffer) - 5
         if at < end:
             return  # it was made shorter, or is one of /sys, whose size tells nothing
 
 
-def _read_from(fd: int, at: int, end: int | None) -> Iterator[tuple[int, memoryview]]:
+def _read_from(fd: int, at: int, end: int | None, buffers: BufferPool) -> Iterator[tuple[int, memoryview]]:
     while end is None or at < end:
         # A small file shall not cost a large buffer; one that grows is read on all the same.
         wanted = PIECE if end is None else min(PIECE, end - at)
         left = os.fstat(fd).st_size - at if end is None else wanted
-        buffer = memoryview(bytearray(5 + (min(wanted, left + 1) if left > 0 else min(wanted, 4096))))
+        size = 5 + (min(wanted, left + 1) if left > 0 else min(wanted, 4096))
+        buffer = memoryview(buffers.take(size) if size > PIECE else bytearray(size))
         count = os.preadv(fd, [buffer[5:]], at)
         if not count:
             return

@@ -134,7 +134,7 @@ class RecordReader:
         self._kind: Kind | None = None
         self._needed = _HEADER
 
-    def feed(self, data: bytes) -> Iterator[Record]:
+    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[Record]:
         """Yield the records that *data* completes.
 
         Raises:

@@ -134,7 +134,7 @@ class Unpacker:
             yield batch
         yield encode(Kind.GO, digests=self._digests)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take bytes of the sender's half; may block on the disk. Nothing is taken after `received.fatal`.
 
         Raises:

@@ -1,0 +1,164 @@
+"""What a link asks of its transport besides what every `trio.abc.Stream` has.
+
+Reading into memory that is there already, and writing what lies in several places, save a copy each of all
+that passes; writing without waiting saves a turn of the event loop. A transport that has none of it works as
+well.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Protocol, runtime_checkable
+
+import trio
+
+from .unixsocket import SEND_BUFFER
+
+Buffer = bytes | bytearray | memoryview
+#: Waits for bytes, reads them into a buffer, and returns how many they are; 0: the other end has closed.
+ReadInto = Callable[[memoryview], Awaitable[int]]
+#: Writes all of several buffers, in order, waiting as long as it takes.
+Write = Callable[[Sequence[Buffer]], Awaitable[None]]
+#: Writes of them what the transport takes without waiting; returns how many bytes that was, 0 on any error.
+WriteNow = Callable[[Sequence[Buffer]], int]
+
+#: Bytes from which on so much is awaited that it comes in several parts.
+LARGE = 64 * 1024
+#: Seconds to wait for more of it, and how often: in all, less than what is done in a turn of a link
+#: (`link.TURN`).
+NAP, NAPS = 0.0003, 6
+
+
+@runtime_checkable
+class Channel(Protocol):
+    """A transport of our own that has all of it. It raises what a `trio.abc.Stream` does."""
+
+    async def read_into(self, buffer: memoryview) -> int:
+        """See `ReadInto`."""
+        ...
+
+    async def write(self, parts: Sequence[Buffer]) -> None:
+        """See `Write`."""
+        ...
+
+    def write_now(self, parts: Sequence[Buffer]) -> int:
+        """See `WriteNow`."""
+        ...
+
+
+def reading(stream: trio.abc.Stream) -> ReadInto:
+    """Return how to read from a transport."""
+    if isinstance(stream, Channel):
+        return stream.read_into
+    if isinstance(stream, trio.SocketStream):
+        return lambda buffer: _read_socket(stream.socket, buffer)
+    return lambda buffer: _read_stream(stream, buffer)
+
+
+def writing(stream: trio.abc.Stream) -> Write:
+    """Return how to write to a transport."""
+    if isinstance(stream, Channel):
+        return stream.write
+    if isinstance(stream, trio.SocketStream):
+        with suppress(OSError):  # it was closed meanwhile: reading tells
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        return lambda parts: _write_socket(stream.socket, parts)
+    return lambda parts: _write_stream(stream, parts)
+
+
+def write_now(stream: trio.abc.Stream) -> WriteNow | None:
+    """Return how to write to a transport without waiting; None if it does not say how."""
+    if isinstance(stream, Channel):
+        return stream.write_now
+    if isinstance(stream, trio.SocketStream):
+        return lambda parts: _write_at_once(stream.socket.fileno(), parts)
+    return None
+
+
+def behind(parts: Sequence[Buffer], count: int) -> list[Buffer]:
+    """Return what follows the first *count* bytes of *parts*."""
+    rest: list[Buffer] = []
+    for part in parts:
+        if count < len(part):
+            rest.append(memoryview(part)[count:] if count else part)
+        count = max(0, count - len(part))
+    return rest
+
+
+def write_some(fd: int, parts: Sequence[Buffer]) -> int:
+    """Write by one system call, and return how many bytes that took. Raises OSError."""
+    return os.write(fd, parts[0]) if len(parts) == 1 else os.writev(fd, parts)
+
+
+def _write_at_once(fd: int, parts: Sequence[Buffer]) -> int:
+    try:
+        return write_some(fd, parts)
+    except OSError:
+        # It is full, or broken: the writer will find out.
+        return 0
+
+
+def read_on(buffer: memoryview, read_now: Callable[[memoryview], int]) -> int:
+    """Read what comes next, where much is awaited; return how many bytes that was.
+
+    QEMU hands on 4 or 32 KiB at a time. A turn of the event loop for each would take longer than to wait for
+    more: so this does wait, for a moment, and holds up the loop for no longer than what it has read will do
+    by itself.
+
+    Args:
+        buffer: may be of any size; if it is small, nothing is waited for.
+        read_now: reads what there is, and returns how many bytes that was.
+    """
+    count = naps = 0
+    while len(buffer) - count >= LARGE and naps < NAPS:
+        time.sleep(NAP)
+        naps += 1
+        if not (got := read_now(buffer[count:])):
+            break
+        count += got
+    return count
+
+
+async def _read_socket(sock: trio.socket.SocketType, buffer: memoryview) -> int:
+    def read_now(buffer: memoryview) -> int:
+        try:
+            return os.readv(sock.fileno(), [buffer])
+        except OSError:
+            return 0  # nothing has come, or it is broken: the next read tells
+
+    try:
+        count = await sock.recv_into(buffer)
+    except OSError as error:
+        raise _of_socket(error) from error
+    return count + read_on(buffer[count:], read_now) if count else 0
+
+
+async def _write_socket(sock: trio.socket.SocketType, parts: Sequence[Buffer]) -> None:
+    try:
+        while parts:
+            parts = behind(parts, await sock.sendmsg(parts))
+    except OSError as error:
+        raise _of_socket(error) from error
+
+
+def _of_socket(error: OSError) -> trio.ClosedResourceError | trio.BrokenResourceError:
+    """Return what a `trio.SocketStream` raises."""
+    if error.errno == errno.EBADF:
+        return trio.ClosedResourceError("this socket was already closed")
+    return trio.BrokenResourceError(f"socket connection broken: {error}")
+
+
+async def _read_stream(stream: trio.abc.Stream, buffer: memoryview) -> int:
+    data = await stream.receive_some(len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
+
+
+async def _write_stream(stream: trio.abc.Stream, parts: Sequence[Buffer]) -> None:
+    for part in parts:
+        await stream.send_all(part)
