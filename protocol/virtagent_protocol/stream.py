@@ -105,6 +105,10 @@ class LinkStream(trio.abc.HalfCloseableStream):
             with memoryview(data) as view, view.cast("B") as rest:
                 at = 0
                 while at < len(rest):
+                    if at:
+                        # A chunk may take milliseconds to write: whoever has something to say is not to wait
+                        # for a window of them.
+                        await trio.lowlevel.checkpoint()
                     await self._room()
                     count = await self._carrier.reserve(self, len(rest) - at)
                     piece = rest[at : at + count]
