@@ -52,7 +52,7 @@ QUEUE_BYTES_MAX = 8 * MIB
 #: requests and reads no replies has what exceeds this dropped and counted.
 INLINE_MAX = 64
 
-#: Streams open at a time on a link. With their windows they bound what unread streams can hold: 128 MiB.
+#: Streams open at a time on a link. With their windows they bound what unread streams can hold: 256 MiB.
 STREAMS_MAX = 256
 #: Bytes of one stream that may be on their way or unread. A credit message for each half of it costs nearly
 #: what a chunk does: with half of this window, a stream takes a quarter more CPU.

@@ -112,7 +112,7 @@ class VirtioPortStream(trio.abc.Stream):
             while not count:
                 await self._readable.wait()
                 count = self._read(buffer)
-            return count + read_on(buffer[count:], self._read)
+            return count + read_on(buffer[count:], self._read) if len(buffer) >= LARGE else count
 
     def _read(self, buffer: memoryview) -> int:
         """Read what there is, at most as much as fits; return how many bytes that was."""
