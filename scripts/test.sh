@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 pytest=(.venv/bin/pytest --durations=10)
 log=build/test-others.log
 # Of the guest's tests, so many that both halves take as long: some of those with a guest of their own.
-moved=(tests/guest/test_{freeze,libvirt,qga_compare,restore,shutdown_graded}.py)
+moved=(tests/guest/test_{freeze,launch,libvirt,qga_compare,restore,shutdown_graded}.py)
 
 # A process group of its own, so that it can be ended with all that it started.
 set -m

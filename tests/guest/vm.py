@@ -45,7 +45,7 @@ BOOT_TIMEOUT = 120
 #: Seconds after which a guest that has not said a word since it was reset never will, and how often it is
 #: reset then. Its kernel speaks after 3 s. QEMU 7.2's TCG was seen, once, to leave a guest hanging before its
 #: kernel's first line.
-SILENT, RESETS_MAX = 60, 2
+SILENT, RESETS_MAX = 30, 4
 #: Seconds from SIGTERM to SIGKILL.
 STOP_TIMEOUT = 5
 #: Seconds between two looks at a file or a process, inside a deadline.
