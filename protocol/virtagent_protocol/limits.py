@@ -21,8 +21,8 @@ HEADER_MAX = 4096
 #: Bytes of an RPC body (virtagent v7). It bounds what one message can make a reader hold.
 BODY_MAX = 2 * MIB
 #: Bytes of one chunk of stream data. An RPC never waits behind more than one of these, so it must not be
-#: large; each costs a few turns of an event loop at both ends, so it must not be small: with 64 KiB, half as
-#: much again.
+#: large; each costs a few turns of an event loop at both ends, so it must not be small
+#: (docs/performance.md).
 STREAM_BODY_MAX = 256 * KIB
 #: The same on a channel that may change bytes. What is damaged is lost whole, and such channels are slow.
 STREAM_BODY_MAX_LOSSY = 16 * KIB
@@ -55,7 +55,7 @@ INLINE_MAX = 64
 #: Streams open at a time on a link. With their windows they bound what unread streams can hold: 256 MiB.
 STREAMS_MAX = 256
 #: Bytes of one stream that may be on their way or unread. A credit message for each half of it costs nearly
-#: what a chunk does: with half of this window, a stream takes a quarter more CPU.
+#: what a chunk does.
 STREAM_WINDOW = 1024 * KIB
 #: Bytes of the smallest window. It is granted back in halves, and nobody shall have to send crumbs.
 WINDOW_MIN = 8 * KIB
