@@ -20,9 +20,10 @@ MEMORY = 512
 #: Seconds. Where KVM works the kernel gets there in less than one; where it hangs it never does.
 KVM_PROBE_TIMEOUT = 6
 
+#: TCG executes the string instructions of a processor with ERMS byte by byte (docs/performance.md).
 _ACCELERATION = {
     "kvm": ["-accel", "kvm", "-cpu", "host"],
-    "tcg": ["-accel", "tcg,thread=multi", "-cpu", "max"],
+    "tcg": ["-accel", "tcg,thread=multi", "-cpu", "max,-erms"],
 }
 
 
