@@ -103,7 +103,9 @@ def _write_at_once(fd: int, parts: Sequence[Buffer]) -> int:
         return 0
 
 
-def read_on(buffer: memoryview, read_now: Callable[[memoryview], int]) -> int:
+def read_on(
+    buffer: memoryview, read_now: Callable[[memoryview], int], nap: float = NAP, most: int = NAPS
+) -> int:
     """Read what comes next, where much is awaited; return how many bytes that was.
 
     QEMU hands on 4 or 32 KiB at a time. A turn of the event loop for each would take longer than to wait for
@@ -113,10 +115,12 @@ def read_on(buffer: memoryview, read_now: Callable[[memoryview], int]) -> int:
     Args:
         buffer: may be of any size; if it is small, nothing is waited for.
         read_now: reads what there is, and returns how many bytes that was.
+        nap: seconds to wait, each time.
+        most: times to wait.
     """
     count = naps = 0
-    while len(buffer) - count >= LARGE and naps < NAPS:
-        time.sleep(NAP)
+    while len(buffer) - count >= LARGE and naps < most:
+        time.sleep(nap)
         naps += 1
         if not (got := read_now(buffer[count:])):
             break

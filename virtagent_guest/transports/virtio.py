@@ -4,11 +4,13 @@ The rules:
 
 1. An empty read is not an end of file: it says that the host has not opened its side *now*.
    EAGAIN on a read says that it has. The stream waits in both cases; it ends only with the device.
-2. A level-triggered poll cannot wait for the host: while it is absent, POLLIN and POLLHUP are set
-   all the time, so `trio.lowlevel.FdStream` would report a false end of file on read and burn a
-   whole CPU on write (EAGAIN, wait, woken at once by POLLHUP, EAGAIN, …).
-3. Edges can: an own epoll with the port registered for EPOLLIN, EPOLLOUT *and* EPOLLET, itself
-   readable, is what trio waits for. (EPOLLIN alone never wakes on connect.)
+2. While the host is there, the port can be waited for as any other file, if only for reading: it may
+   vanish while a task waits for room to write.
+3. While it is absent, a level-triggered poll cannot wait for it: POLLIN and POLLHUP are set all the
+   time, so `trio.lowlevel.FdStream` would report a false end of file on read and burn a whole CPU on
+   write (EAGAIN, wait, woken at once by POLLHUP, EAGAIN, …). Edges can: an own epoll with the port
+   registered for EPOLLOUT *and* EPOLLET, itself readable, is what trio waits for. (EPOLLIN alone never
+   wakes on connect.)
 4. Each direction has an epoll of its own. The reader task and the writer task wait at the same
    time; on one shared epoll the first to wake would consume the edge that the other waits for.
 5. No edge is lost: an epoll remembers an edge until it is asked, so one that comes between the
@@ -24,7 +26,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from virtagent_protocol.channel import LARGE, Buffer, behind, read_on, write_some
+from virtagent_protocol.channel import Buffer, behind, read_on, write_some
 from virtagent_protocol.errors import VirtagentError
 from virtagent_protocol.exclusive import Exclusive
 
@@ -38,6 +40,8 @@ RECEIVE_SIZE = 64 * 1024
 BUFFER_SIZE = 4096
 #: Bytes asked for by one readv(2).
 READ_SIZE = 16 * BUFFER_SIZE
+#: Seconds to wait for more of what comes page by page, and how often (`channel.read_on`).
+NAP, NAPS = 0.001, 2
 #: A write(2) takes no more than this; a writev(2) goes on with its next part, if it has taken one whole.
 WRITE_SIZE = 32 * 1024
 
@@ -81,7 +85,7 @@ class VirtioPortStream(trio.abc.Stream):
         self._fd = fd
         self._on_host = on_host
         self._host_connected = False
-        self._readable = _Edges(fd)
+        self._connected = _Edges(fd)
         self._writable = _Edges(fd)
         self._receiving = Exclusive("another task is receiving on this port")
         self._sending = Exclusive("another task is sending on this port")
@@ -110,20 +114,19 @@ class VirtioPortStream(trio.abc.Stream):
             if count:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             while not count:
-                await self._readable.wait()
+                if self._host_connected:
+                    await trio.lowlevel.wait_readable(self._fd)
+                else:
+                    await self._connected.wait()
                 count = self._read(buffer)
-            return count + read_on(buffer[count:], self._read) if len(buffer) >= LARGE else count
+            return count + read_on(buffer[count:], self._read, NAP, NAPS)
 
     def _read(self, buffer: memoryview) -> int:
         """Read what there is, at most as much as fits; return how many bytes that was."""
-        count, size = 0, len(buffer)
-        pages = [buffer]
-        while count < size:
-            if size >= LARGE:
-                stop = min(size, count + READ_SIZE)
-                pages = [buffer[at : min(at + BUFFER_SIZE, stop)] for at in range(count, stop, BUFFER_SIZE)]
-            elif count:
-                pages = [buffer[count:]]
+        count = 0
+        while count < len(buffer):
+            wanted = buffer[count : count + READ_SIZE]
+            pages = [wanted[at : at + BUFFER_SIZE] for at in range(0, len(wanted), BUFFER_SIZE)]
             try:
                 got = os.readv(self._fd, pages)
             except BlockingIOError:
@@ -139,9 +142,8 @@ class VirtioPortStream(trio.abc.Stream):
                     self._host_is(connected=False)
                 break
             count += got
-            # Most likely that was all, and asking costs a system call; but where much is awaited, it may be
-            # the rest of a buffer.
-            if got < BUFFER_SIZE and size < LARGE:
+            # Most likely that was all, and asking costs a system call.
+            if got < len(wanted):
                 break
         return count
 
@@ -189,7 +191,8 @@ class VirtioPortStream(trio.abc.Stream):
     async def aclose(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            self._readable.close()
+            trio.lowlevel.notify_closing(fd)
+            self._connected.close()
             self._writable.close()
             os.close(fd)
         await trio.lowlevel.checkpoint()
@@ -218,11 +221,12 @@ def _write(fd: int, parts: Sequence[Buffer]) -> int:
 
 
 class _Edges:
-    """The wake-ups of one direction of a port."""
+    """What one direction waits for, when it is not for bytes: that the port becomes writable, which it also
+    does when the host connects."""
 
     def __init__(self, fd: int) -> None:
         self._epoll = select.epoll()
-        self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        self._epoll.register(fd, select.EPOLLOUT | select.EPOLLET)
 
     async def wait(self) -> None:
         """Return after something about the port has changed since the last wait."""
