@@ -10,9 +10,8 @@ wake-up is lost.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Generic, TypeVar
@@ -30,6 +29,14 @@ class _Belt:
         self._waits = False
         self._woken = trio.Event()
 
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._woken = trio.Event()
+            self._waits = True
+            if not condition():
+                await self._woken.wait()
+            self._waits = False
+
     def _wake_task(self) -> None:
         if self._waits:
             # If all is over, nobody has to be woken.
@@ -46,13 +53,16 @@ class FromThread(_Belt, Generic[T]):
 
     def __init__(self, most: int) -> None:
         super().__init__()
-        self._room = threading.Semaphore(most)
+        #: One for each that there is room for. It is a semaphore; Python's own is not written in C.
+        self._room: SimpleQueue[None] = SimpleQueue()
+        for _ in range(most):
+            self._room.put(None)
         self._items: deque[T] = deque()
         self._ended = False
 
     def put(self, item: T) -> bool:
         """In the thread: hand it on, when there is room. False: nobody takes any more."""
-        self._room.acquire()
+        self._room.get()
         if self._ended:
             return False
         self._items.append(item)
@@ -61,26 +71,26 @@ class FromThread(_Belt, Generic[T]):
 
     async def take(self) -> T:
         """Return the next."""
-        while not self._items:
-            self._woken = trio.Event()
-            self._waits = True
-            if not self._items:
-                await self._woken.wait()
-            self._waits = False
-        self._room.release()
+        if not self._items:
+            await self._until(self._has_some)
+        self._room.put(None)
         return self._items.popleft()
+
+    def _has_some(self) -> bool:
+        return bool(self._items)
 
     def end(self) -> None:
         """Take no more: the thread, if it waits for room, is told."""
         self._ended = True
-        self._room.release()
+        self._room.put(None)
 
 
 class ToThread(_Belt, Generic[T]):
     """Things that a task gives and a thread works on.
 
     Args:
-        most: how many may wait, or be worked on; then the task waits.
+        most: how many may wait, or be worked on; then the task waits until half of them are done with, since
+            to wake it costs as much as to give it the next.
     """
 
     def __init__(self, most: int) -> None:
@@ -91,17 +101,16 @@ class ToThread(_Belt, Generic[T]):
 
     async def give(self, item: T) -> None:
         """Hand it on, when there is room."""
-        while self._is_full():
-            self._woken = trio.Event()
-            self._waits = True
-            if self._is_full():
-                await self._woken.wait()
-            self._waits = False
+        if self._is_full():
+            await self._until(self._is_emptier)
         self._given += 1
         self._queue.put(item)
 
     def _is_full(self) -> bool:
         return self._given - self._done >= self._most
+
+    def _is_emptier(self) -> bool:
+        return 2 * (self._given - self._done) <= self._most
 
     def end(self) -> None:
         """Give no more: the thread comes to its end when it has worked on all."""
@@ -113,4 +122,5 @@ class ToThread(_Belt, Generic[T]):
             yield item
             del item  # or it would be referred to until the next one comes
             self._done += 1
-            self._wake_task()
+            if self._is_emptier():
+                self._wake_task()

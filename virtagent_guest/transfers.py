@@ -4,7 +4,7 @@ The rules:
 
 1. What a thread works on is its own until it returns, however long a disk takes. A transfer that is cut
    meanwhile ends at once; the thread cleans up when it comes back.
-2. The disk and the link work at the same time, with at most `AHEAD` pieces between them.
+2. The disk and the link work at the same time, with a few pieces between them.
 3. Transfers have threads of their own, so many: stuck disks use up theirs, not those of other methods.
 """
 
@@ -33,8 +33,8 @@ T = TypeVar("T")
 
 #: Transfers at a time; each has one thread.
 TRANSFERS_MAX = 16
-#: Pieces of a file (512 KiB), or messages (256 KiB), between disk and link.
-AHEAD = 2
+#: Pieces of a file (1 MiB) between disk and link; messages (512 KiB) between link and disk.
+READ_AHEAD, WRITE_AHEAD = 1, 4
 
 _threads = trio.CapacityLimiter(TRANSFERS_MAX)
 
@@ -124,7 +124,7 @@ class Sending(_Work):
             self.end()
 
     async def _send(self, stream: LinkStream) -> None:
-        belt = FromThread[bytes | memoryview | None](AHEAD)
+        belt = FromThread[bytes | memoryview | None](READ_AHEAD)
 
         def read() -> None:
             for chunk in self._chunks:
@@ -205,7 +205,7 @@ class Receiving(_Work):
             self.end()
 
     async def _receive(self, stream: LinkStream, unpacker: Unpacker) -> None:
-        belt = ToThread[bytes | bytearray](AHEAD)
+        belt = ToThread[bytes | bytearray](WRITE_AHEAD)
         broken: trio.BrokenResourceError | None = None
 
         def write() -> None:

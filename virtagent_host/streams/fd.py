@@ -37,7 +37,7 @@ from virtagent_protocol.relay import reset_on_close
 T = TypeVar("T")
 
 #: Bytes moved at a time. More would hold up everything else in the process; less costs more turns.
-PIECE = 256 * 1024
+PIECE = 512 * 1024
 
 #: Buffers for them, which are used again: one that is filled, and those that are being sent.
 _BUFFERS = 4

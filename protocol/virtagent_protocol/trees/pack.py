@@ -27,9 +27,9 @@ from .place import DEPTH_MAX, OPEN_DIRECTORY, failed, words
 from .records import Kind, encode, encode_offset, head
 
 #: Bytes read at a time; with the record's head they fill whole messages of a stream.
-PIECE = 512 * 1024 - 5
+PIECE = 1024 * 1024 - 5
 #: Buffers for them, which are used again: those that are read into, wait, or are being sent.
-BUFFERS = 6
+BUFFERS = 4
 #: Bytes of small records that are gathered.
 GATHER = 128 * 1024
 #: Errors and notes that are kept, the first ones.
