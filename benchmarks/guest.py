@@ -18,6 +18,7 @@ from pathlib import Path
 import trio
 
 from tests.guest.lab import Lab
+from tests.guest.qemu import accelerator
 from tests.guest.vm import Vm
 
 from .clients import BridgeClient, ClientError, QgaClient
@@ -152,7 +153,8 @@ class Guest(Place):
 
 
 def _devices(scratch: Path) -> list[str]:
-    devices = ["-device", "virtio-serial-pci"]
+    # As va-host plugs it in.
+    devices = ["-device", f"virtio-serial-pci,ioeventfd={'on' if accelerator() == 'kvm' else 'off'}"]
     for number, (port, path) in enumerate(_PORTS.items(), 1):
         devices += ["-chardev", f"socket,id=bench{number},path={scratch / path},server=on,wait=off"]
         devices += ["-device", f"virtserialport,chardev=bench{number},name={port}"]

@@ -23,6 +23,9 @@ async def test_a_port_is_hot_plugged_and_udev_starts_the_agent(attached: Attache
     status = await attached.lab.ready()
     assert (status["chardev"], status["port"]) == ("virtagent", "virtagent-port")
     assert await attached.in_guest("systemctl is-active va-guest") == "active\n"
+    controller = {"path": "/machine/peripheral/virtagent-serial", "property": "ioeventfd"}
+    kvm = await attached.vm.qmp("query-kvm")
+    assert await attached.vm.qmp("qom-get", **controller) is kvm["enabled"]
 
 
 async def test_an_agents_start_and_end_are_seen_on_the_bridge(attached: Attached) -> None:

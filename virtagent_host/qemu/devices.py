@@ -204,9 +204,13 @@ async def _ensure_controller(qmp: QmpConnection) -> bool:
         return False
     root_ports = [path.rpartition("/")[2] for path, kind in kinds.items() if kind == "pcie-root-port"]
     refusals = []
+    controller: dict[str, object] = {"driver": "virtio-serial-pci", "id": CONTROLLER_ID}
+    if not (await qmp.execute("query-kvm"))["enabled"]:
+        # It saves an exit of a virtual machine, and costs an emulated one a change of threads.
+        controller["ioeventfd"] = False
     # Without a bus QEMU takes the first that fits, which on q35 is pcie.0, which takes nothing at run time.
     for bus in (None, *root_ports):
-        arguments = {"driver": "virtio-serial-pci", "id": CONTROLLER_ID} | ({"bus": bus} if bus else {})
+        arguments = controller | ({"bus": bus} if bus else {})
         try:
             await qmp.execute("device_add", arguments)
         except QemuError as error:
