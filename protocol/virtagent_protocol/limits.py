@@ -23,7 +23,7 @@ BODY_MAX = 2 * MIB
 #: Bytes of one chunk of stream data. An RPC never waits behind more than one of these, so it must not be
 #: large; each costs a few turns of an event loop at both ends, so it must not be small
 #: (docs/performance.md).
-STREAM_BODY_MAX = 256 * KIB
+STREAM_BODY_MAX = 512 * KIB
 #: The same on a channel that may change bytes. What is damaged is lost whole, and such channels are slow.
 STREAM_BODY_MAX_LOSSY = 16 * KIB
 #: Characters of a client tag: 64 in virtagent v7, which counted CR and LF.
@@ -62,7 +62,7 @@ WINDOW_MIN = 8 * KIB
 #: One credit message grants at most this many bytes: far more than any window.
 CREDIT_MAX = 2**31 - 1
 #: Bytes of all streams that may be on their way: what a call can have to wait behind. A port swallows 4 MiB.
-LINK_WINDOW = 1024 * KIB
+LINK_WINDOW = 2048 * KIB
 
 
 @dataclass(frozen=True)

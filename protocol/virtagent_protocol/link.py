@@ -44,7 +44,8 @@ _log = logging.getLogger("virtagent.link")
 #: Seconds for which what was read is handled before other tasks have their turn. 2 MiB may hold a million
 #: fragments, or checksums that take a millisecond each.
 TURN = 0.005
-#: Seconds without a byte after which an unfinished message is given up (greeting) or doubted (ready).
+#: Seconds without a byte after which an unfinished message is given up (greeting) or doubted (ready); it may
+#: take twice as long.
 STALL = 1.0
 
 _TALKING = (LinkState.READY, LinkState.FROZEN)
@@ -100,6 +101,8 @@ class Link(Observed):
         self._last_session: Session | None = None
         #: What ended the transport.
         self._loss: str | None = None
+        #: Whether nothing has come since the timer for an unfinished message was set.
+        self._quiet = False
         #: Why there can be no session with who spoke last on this transport.
         self._refusal: str | None = None
 
@@ -193,6 +196,7 @@ class Link(Observed):
         self._reader = MessageReader()
         self._outbox.crc = self._own.crc
         self._loss = self._refusal = None
+        self._quiet = False
         try:
             async with trio.open_nursery() as nursery:
                 self._calls.open(self._own.epoch)
@@ -210,34 +214,49 @@ class Link(Observed):
         raise LinkBroken(reason)
 
     async def _read(self, read_into: ReadInto, link_scope: trio.CancelScope) -> None:
+        try:
+            while True:
+                with trio.CancelScope() as timer:
+                    await self._receive(read_into, timer)
+                    self._lost("the other end closed the channel", link_scope)
+                    return
+                await self._on_stall()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._lost(_how(error), link_scope)
+
+    async def _receive(self, read_into: ReadInto, timer: trio.CancelScope) -> None:
+        """Handle what comes until the other end closes, or *timer* finds nothing to have come.
+
+        A timer for each read would be a quarter of what it costs to receive a chunk. So it is set when a
+        message is unfinished, and left alone until it goes off.
+        """
+        await self._handle_all()
+        is_set = False
         while True:
-            try:
-                count = await self._receive(read_into)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                self._lost(_how(error), link_scope)
+            if not (is_set or self._quiet) and self._reader.incomplete:
+                is_set = self._quiet = True
+                timer.deadline = trio.current_time() + STALL
+            if not (count := await self._fill(read_into)):
                 return
-            if not count:
-                self._lost("the other end closed the channel", link_scope)
-                return
+            self._quiet = False
             self.counters.bytes_in += count
             await self._handle_all()
-
-    async def _receive(self, read_into: ReadInto) -> int:
-        """Let the reader have what comes next, and return how many bytes that is."""
-        while self._reader.incomplete:
-            with trio.move_on_after(STALL):
-                return await self._fill(read_into)
-            if self._below is not LinkState.GREETING:
-                self._greeter.doubt()
-                break
-            await self._abandon()
-        return await self._fill(read_into)
 
     async def _fill(self, read_into: ReadInto) -> int:
         space = self._reader.space()
         count = await read_into(space)
         self._reader.filled(space, count)
         return count
+
+    async def _on_stall(self) -> None:
+        if not (self._quiet and self._reader.incomplete):
+            return
+        if self._below is LinkState.GREETING:
+            self._quiet = False
+            await self._abandon()
+        else:
+            # The timer is set again when something has come.
+            self._greeter.doubt()
 
     async def _write(self, write: Write, link_scope: trio.CancelScope) -> None:
         while True:
@@ -304,8 +323,10 @@ class Link(Observed):
         else:
             self._heard_again()
             if isinstance(message, Request):
+                self._streams.on_call()
                 self._serving.on_request(message)
             elif isinstance(message, Response):
+                self._streams.on_call()
                 self._calls.on_response(message)
             elif isinstance(message, Cancel):
                 self._serving.on_cancel(message)

@@ -55,6 +55,8 @@ class LinkStream(trio.abc.HalfCloseableStream):
     Attributes:
         id: its number in the session.
         window: what the other end lets us send.
+        in_window: what we let the other end send.
+        is_wide: whether that has become wider than it was at first.
         broken: set when the stream breaks; for those who neither send nor receive.
         reset_by_peer: the reason with which the other end has reset it, or None.
     """
@@ -73,7 +75,8 @@ class LinkStream(trio.abc.HalfCloseableStream):
         self._unread: str | None = None
         # Receiving
         self._arrived: deque[bytes | bytearray] = deque()
-        self._in_window = ReceiveWindow(STREAM_WINDOW)
+        self.in_window = ReceiveWindow(STREAM_WINDOW)
+        self.is_wide = False
         self._may_receive = trio.Event()
         self._receiving = Exclusive("another task is receiving from this stream")
         self._received_end = False
@@ -188,25 +191,26 @@ class LinkStream(trio.abc.HalfCloseableStream):
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
         with self._receiving:
-            await trio.lowlevel.checkpoint()
-            while True:
-                if self._closed:
-                    raise trio.ClosedResourceError(f"stream {self.id} was closed")
-                if self._failure is not None:
-                    raise trio.BrokenResourceError(self._failure)
-                if self._arrived:
-                    return self._take(max_bytes)
-                if self._received_end:
-                    return b""
+            if self._is_receivable():
+                await trio.lowlevel.checkpoint()
+            while not self._is_receivable():
                 self._may_receive = trio.Event()
                 await self._may_receive.wait()
+            if self._closed:
+                raise trio.ClosedResourceError(f"stream {self.id} was closed")
+            if self._failure is not None:
+                raise trio.BrokenResourceError(self._failure)
+            return self._take(max_bytes) if self._arrived else b""
+
+    def _is_receivable(self) -> bool:
+        return bool(self._arrived) or self._received_end or self._closed or self._failure is not None
 
     def _take(self, max_bytes: int | None) -> bytes | bytearray:
         data = self._arrived.popleft()
         if max_bytes is not None and len(data) > max_bytes:
             self._arrived.appendleft(data[max_bytes:])
             data = data[:max_bytes]
-        credit = self._in_window.consume(len(data))
+        credit = self.in_window.consume(len(data))
         if credit and not self._received_end:
             self._carrier.credit(self, credit)
         return data
@@ -252,7 +256,7 @@ class LinkStream(trio.abc.HalfCloseableStream):
 
     def on_data(self, data: bytes | bytearray) -> None:
         """Data came."""
-        if self._received_end or not self._in_window.receive(len(data)):
+        if self._received_end or not self.in_window.receive(len(data)):
             self.reset(OVERRUN, f"the other end sent more on stream {self.id} than it was granted")
         elif data:
             self._arrived.append(data)

@@ -10,7 +10,8 @@ The rules:
    megabytes that the port has swallowed.
 3. Streams take turns: their chunks wait in one lane, first come first served, a few of each. Those that
    wait for the link's credit get it in the order in which they came.
-4. With its session, every stream is broken; the error says what ended the session.
+4. Chunks are large where nobody calls, since each costs turns of both event loops.
+5. With its session, every stream is broken; the error says what ended the session.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ import trio
 
 from .counters import Counters
 from .errors import Fault, FaultCode, NotReady, RemoteProtocolError
-from .limits import LINK_WINDOW, STREAM_BODY_MAX, STREAM_BODY_MAX_LOSSY, STREAMS_MAX, PeerLimits
+from .limits import (
+    KIB,
+    LINK_WINDOW,
+    STREAM_BODY_MAX,
+    STREAM_BODY_MAX_LOSSY,
+    STREAM_WINDOW,
+    STREAMS_MAX,
+    PeerLimits,
+)
 from .messages import LINK_CREDIT, STREAM_ID_MAX, StreamCredit, StreamData, StreamEnd
 from .outbox import Outbox, Outgoing
 from .sendqueue import Lane
@@ -32,6 +41,14 @@ from .windows import ReceiveWindow, SendWindow
 
 #: Bytes of the link's credit below which a stream waits for more rather than send crumbs.
 CRUMB = 4096
+#: Bytes of a chunk where calls are made, and how many such chunks follow a call: the next call, which is
+#: likely, shall not wait behind a large one.
+SHORT, SHORT_CHUNKS = 128 * KIB, 16
+#: Streams whose windows are doubled once half was consumed: who moves much is woken half as often.
+WIDE_MAX = 32
+#: Part of the link's window that is granted back by itself. Mostly it goes with the credit of a stream,
+#: before so much is due, and the peer is woken once for both.
+LINK_PART = 0.75
 
 
 class Streams:
@@ -50,11 +67,15 @@ class Streams:
         self._session: str | None = None
         self._peer = PeerLimits()
         self._chunk = STREAM_BODY_MAX
+        #: Chunks that are still to be short.
+        self._short = 0
         self._streams: dict[int, LinkStream] = {}
         self._next_id = 0
         self._out = SendWindow(0)
-        self._in = ReceiveWindow(LINK_WINDOW)
+        self._in = ReceiveWindow(LINK_WINDOW, LINK_PART)
         self._waiting = trio.lowlevel.ParkingLot()
+        #: Streams with a wide window.
+        self._wide = 0
 
     def begin(self, session: str, peer: PeerLimits, *, lossy: bool = False) -> None:
         """A session was established; *lossy*: on a channel that may change bytes."""
@@ -63,7 +84,7 @@ class Streams:
         self._chunk = min(peer.stream_body, STREAM_BODY_MAX_LOSSY if lossy else STREAM_BODY_MAX)
         self._next_id = 1 if self._role is Role.HOST else 2
         self._out = SendWindow(peer.link_window)
-        self._in = ReceiveWindow(LINK_WINDOW)
+        self._in = ReceiveWindow(LINK_WINDOW, LINK_PART)
 
     def end_session(self, reason: str) -> None:
         """The session has ended: every stream is broken."""
@@ -125,6 +146,8 @@ class Streams:
         try:
             while True:
                 count = min(wanted, stream.window.credit, self._chunk)
+                if self._short:
+                    count = min(count, SHORT)
                 if not count:
                     await stream.sendable()
                 elif self._out.credit < min(count, CRUMB) or (self._waiting and not my_turn):
@@ -135,6 +158,7 @@ class Streams:
                     count = min(count, self._out.credit)
                     stream.window.spend(count)
                     self._out.spend(count)
+                    self._short = max(0, self._short - 1)
                     return count
         finally:
             # Whoever leaves with credit left, or without having used its turn, lets the next one in.
@@ -153,7 +177,13 @@ class Streams:
 
     def credit(self, stream: LinkStream, count: int) -> None:
         """Grant the peer credit for a stream."""
-        self._outbox.put(StreamCredit(stream.id, count, self._session), Lane.REPLY)
+        if not stream.is_wide and self._wide < WIDE_MAX:
+            stream.is_wide = True
+            self._wide += 1
+            count += stream.in_window.widen(STREAM_WINDOW)
+        with self._outbox:
+            self._grant(stream.id, count)
+            self._grant(LINK_CREDIT, self._in.owed())
 
     def end(self, stream: LinkStream, reason: str, *, at_once: bool) -> None:
         """Tell the peer that a stream ends: behind its data, or (a reset) before what else waits."""
@@ -167,20 +197,24 @@ class Streams:
 
     def forget(self, stream: LinkStream) -> None:
         """A stream is of no further concern to the peer."""
-        self._streams.pop(stream.id, None)
+        if self._streams.pop(stream.id, None) is not None:
+            self._wide -= stream.is_wide
         # It may wait for the link's credit, and shall learn that it waits in vain.
         self._waiting.unpark_all()
 
     # --- Messages of this session: none of these waits -----------------------------------------------
+
+    def on_call(self) -> None:
+        """A request or response came."""
+        self._short = SHORT_CHUNKS
 
     def on_data(self, message: StreamData) -> None:
         """Data came."""
         count = len(message.data)
         stream = self._streams.get(message.stream)
         covered = self._in.receive(count)
-        credit = self._in.consume(count) if covered else 0
-        if credit:
-            self._outbox.put(StreamCredit(LINK_CREDIT, credit, self._session), Lane.REPLY)
+        if covered:
+            self._grant(LINK_CREDIT, self._in.consume(count))
         if stream is None:
             # It was closed or reset here, and the peer does not know yet.
             self._counters.drops["stream"] += 1
@@ -203,6 +237,10 @@ class Streams:
         stream = self._streams.get(message.stream)
         if stream is not None:
             stream.on_end(message.reason)
+
+    def _grant(self, number: int, count: int) -> None:
+        if count:
+            self._outbox.put(StreamCredit(number, count, self._session), Lane.REPLY)
 
     def _grant_link(self, count: int) -> None:
         try:

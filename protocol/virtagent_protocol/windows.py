@@ -4,7 +4,7 @@ The rules:
 
 1. The receiver decides. It grants credit, the sender spends it, and what is sent without credit
    is an offence.
-2. Credit for what was consumed is granted back in halves of the window, not byte by byte: a
+2. Credit for what was consumed is granted back in large parts of the window, not byte by byte: a
    credit message costs as much as a chunk does.
 3. Outstanding credit and what is buffered never exceed the window together.
 """
@@ -46,12 +46,20 @@ class ReceiveWindow:
 
     Args:
         size: of the window, in bytes; the sender begins with as much credit.
+        part: of the window that is granted back at a time.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, part: float = 0.5) -> None:
+        self._part = part
+        self._due = size * part
         self._outstanding = size
         self._consumed = 0
+
+    def widen(self, extra: int) -> int:
+        """Make the window larger; return the credit to grant for that."""
+        self._outstanding += extra
+        self._due += extra * self._part
+        return extra
 
     def receive(self, count: int) -> bool:
         """Take note of *count* bytes that came; return whether they were covered by credit."""
@@ -63,8 +71,10 @@ class ReceiveWindow:
     def consume(self, count: int) -> int:
         """Take note of *count* bytes that are held no more; return the credit to grant now, or 0."""
         self._consumed += count
-        if 2 * self._consumed < self._size:
-            return 0
+        return self.owed() if self._consumed >= self._due else 0
+
+    def owed(self) -> int:
+        """Return the credit for all that is held no more, to be granted now; it may be 0."""
         credit, self._consumed = self._consumed, 0
         self._outstanding += credit
         return credit

@@ -18,7 +18,7 @@ from virtagent_protocol.errors import (
     SessionReset,
 )
 from virtagent_protocol.limits import Settings
-from virtagent_protocol.link import Link
+from virtagent_protocol.link import STALL, Link
 from virtagent_protocol.linkstate import LinkEvent, LinkState
 from virtagent_protocol.messages import Request, Response, StreamData, encode
 from virtagent_protocol.registry import Call, Registry
@@ -322,6 +322,28 @@ async def test_a_body_cut_off_while_greeting_is_abandoned_after_a_second(
         assert host.counters.drops["abandoned"] + host.counters.drops["unterminated"] == 1
         assert await host.call("t.echo", 1) == 1
         nursery.cancel_scope.cancel()
+
+
+async def test_a_message_that_comes_slowly_is_waited_for_and_one_that_comes_no_more_is_doubted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with linked(*links()) as pair:
+        session = pair.guest.session
+        assert session is not None
+        data = encode(Request("late", xmlrpc.encode_call("va.ping", []), session.id))
+        feed = pair.guest_stream.receive_stream.put_data
+        await trio.testing.wait_all_tasks_blocked()
+        hellos = pair.guest.counters.messages_out
+        for byte in data[:30]:
+            feed(bytes([byte]))
+            await trio.sleep(STALL / 10)
+        assert pair.guest.counters.messages_out == hellos
+        await trio.sleep(2 * STALL)
+        # It has asked who is there, and the answer has cut the message short.
+        assert pair.guest.counters.messages_out > hellos
+        assert pair.guest.counters.drops["cut-short"] == 1
+        assert pair.guest.session is session
+        assert await pair.host.call("t.echo", 1) == 1
 
 
 async def test_limits_of_the_other_end_are_kept() -> None:

@@ -19,6 +19,7 @@ from virtagent_protocol.messages import StreamCredit, StreamData, StreamEnd, enc
 from virtagent_protocol.registry import Call, Registry
 from virtagent_protocol.session import Role
 from virtagent_protocol.stream import LinkStream
+from virtagent_protocol.streams import SHORT, SHORT_CHUNKS, WIDE_MAX
 from virtagent_protocol.windows import ReceiveWindow, SendWindow
 
 PATTERN = bytes(range(256)) * 1024
@@ -124,6 +125,58 @@ async def test_a_stuck_consumer_stalls_nothing_but_its_own_stream(
                 assert b"".join([part async for part in other]) == PATTERN * 8
                 await pair.host.call("va.ping")
                 await pair.guest.call("va.ping")
+
+
+async def test_a_window_grows_when_its_consumer_works_and_only_so_many_do(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with far() as (_, make):
+        streams = [await make() for _ in range(WIDE_MAX + 1)]
+        for near, other in streams:
+            assert await fill(near) == STREAM_WINDOW
+            await take(other, STREAM_WINDOW)
+        # Of the two windows a quarter was consumed since, which is not granted back by itself.
+        wide = STREAM_WINDOW * 3 // 2
+        assert [await fill(near) for near, _ in streams] == [wide] * WIDE_MAX + [STREAM_WINDOW]
+        # One that has ended makes room for another.
+        for end in streams[0]:
+            await end.aclose()
+        near, other = streams[-1]
+        await take(other, STREAM_WINDOW)
+        assert await fill(near) == wide
+
+
+async def chunks(near: LinkStream, other: LinkStream, count: int) -> list[int]:
+    """Send so many bytes, and return the sizes in which they come."""
+    sizes: list[int] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(near.send_all, bytes(count))
+        while sum(sizes) < count:
+            sizes.append(len(await other.receive_some()))
+    return sizes
+
+
+async def test_chunks_are_short_behind_a_call_and_large_again_where_nobody_calls() -> None:
+    async with far() as (pair, make):
+        near, other = await make()
+        behind = SHORT * SHORT_CHUNKS
+        for _ in range(2):
+            sizes = await chunks(near, other, behind + 4 * STREAM_BODY_MAX)
+            assert max(sizes[:SHORT_CHUNKS]) == SHORT
+            assert max(sizes) == STREAM_BODY_MAX
+            assert max(await chunks(other, near, behind)) <= SHORT
+            assert max(await chunks(near, other, 4 * STREAM_BODY_MAX)) == STREAM_BODY_MAX
+            # Who is called is as quiet afterwards as who calls.
+            await pair.host.call("va.ping")
+
+
+async def test_the_credit_of_the_link_goes_with_that_of_a_stream() -> None:
+    async with far() as (pair, make):
+        near, other = await make()
+        before = pair.guest.counters.messages_out
+        await chunks(near, other, 16 * STREAM_WINDOW)
+        # The stream's window is 2 MiB from the first half on, so a message for each MiB, and one with it.
+        assert pair.guest.counters.messages_out - before <= 2 * 17
 
 
 async def test_two_ends_that_flood_each_other_do_not_deadlock(autojump_clock: trio.abc.Clock) -> None:
