@@ -62,7 +62,7 @@ WINDOW_MIN = 8 * KIB
 #: One credit message grants at most this many bytes: far more than any window.
 CREDIT_MAX = 2**31 - 1
 #: Bytes of all streams that may be on their way: what a call can have to wait behind. A port swallows 4 MiB.
-LINK_WINDOW = 2048 * KIB
+LINK_WINDOW = 1536 * KIB
 
 
 @dataclass(frozen=True)
