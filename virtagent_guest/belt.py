@@ -71,8 +71,7 @@ class FromThread(_Belt, Generic[T]):
 
     async def take(self) -> T:
         """Return the next."""
-        if not self._items:
-            await self._until(self._has_some)
+        await self._until(self._has_some)
         self._room.put(None)
         return self._items.popleft()
 

@@ -49,10 +49,9 @@ class Outgoing:
 
     def write(self, write_now: WriteNow) -> bool:
         """Give the transport what it takes without waiting; return whether that was all."""
-        size, rest = len(self), self.parts
-        while self.written < size and (count := write_now(rest)):
+        size = len(self)
+        while self.written < size and (count := write_now(self.rest())):
             self.written += count
-            rest = behind(self.parts, self.written) if self.written < size else ()
         return self.written == size
 
 

@@ -182,8 +182,8 @@ _LARGE = 16 * KIB
 _SPACE = 8 * KIB
 #: Bytes behind a large body that are taken in with it: the head of the next message, most likely of another.
 _AHEAD = 256
-#: Places of large bodies that are used again: those in a stream's window, one being filled, two being
-#: written.
+#: Places of large bodies that are used again: those in a stream's window, one being filled, and some
+#: being written.
 _PLACES = 8
 
 

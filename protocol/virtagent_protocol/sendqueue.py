@@ -59,11 +59,8 @@ class SendQueue(Generic[T]):
     def pop(self) -> T | None:
         """Take the next item; None if nothing waits."""
         waiting = [lane for lane in _ALL_LANES if self._lanes[lane]]
-        if len(waiting) < 2:  # mostly; nobody is passed over
-            if not waiting:
-                return None
-            self._passed_over[waiting[0]] = 0
-            return self._lanes[waiting[0]].popleft()
+        if not waiting:
+            return None
         due = [lane for lane in waiting if self._passed_over[lane] >= TURNS]
         chosen = due[-1] if due else waiting[0]
         for lane in waiting:

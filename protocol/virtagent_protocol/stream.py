@@ -56,7 +56,6 @@ class LinkStream(trio.abc.HalfCloseableStream):
         id: its number in the session.
         window: what the other end lets us send.
         in_window: what we let the other end send.
-        is_wide: whether that has become wider than it was at first.
         broken: set when the stream breaks; for those who neither send nor receive.
         reset_by_peer: the reason with which the other end has reset it, or None.
     """
@@ -76,7 +75,6 @@ class LinkStream(trio.abc.HalfCloseableStream):
         # Receiving
         self._arrived: deque[bytes | bytearray] = deque()
         self.in_window = ReceiveWindow(STREAM_WINDOW)
-        self.is_wide = False
         self._may_receive = trio.Event()
         self._receiving = Exclusive("another task is receiving from this stream")
         self._received_end = False

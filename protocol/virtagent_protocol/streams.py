@@ -74,8 +74,8 @@ class Streams:
         self._out = SendWindow(0)
         self._in = ReceiveWindow(LINK_WINDOW, LINK_PART)
         self._waiting = trio.lowlevel.ParkingLot()
-        #: Streams with a wide window.
-        self._wide = 0
+        #: Those whose windows were doubled.
+        self._wide: set[LinkStream] = set()
 
     def begin(self, session: str, peer: PeerLimits, *, lossy: bool = False) -> None:
         """A session was established; *lossy*: on a channel that may change bytes."""
@@ -177,9 +177,8 @@ class Streams:
 
     def credit(self, stream: LinkStream, count: int) -> None:
         """Grant the peer credit for a stream."""
-        if not stream.is_wide and self._wide < WIDE_MAX:
-            stream.is_wide = True
-            self._wide += 1
+        if stream not in self._wide and len(self._wide) < WIDE_MAX:
+            self._wide.add(stream)
             count += stream.in_window.widen(STREAM_WINDOW)
         with self._outbox:
             self._grant(stream.id, count)
@@ -197,8 +196,8 @@ class Streams:
 
     def forget(self, stream: LinkStream) -> None:
         """A stream is of no further concern to the peer."""
-        if self._streams.pop(stream.id, None) is not None:
-            self._wide -= stream.is_wide
+        self._streams.pop(stream.id, None)
+        self._wide.discard(stream)
         # It may wait for the link's credit, and shall learn that it waits in vain.
         self._waiting.unpark_all()
 
