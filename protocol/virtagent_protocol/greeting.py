@@ -113,16 +113,17 @@ class Greeter:
                 self._outbox.discard(self._news)
             self._news = self._say()
 
-    async def run(self, own: Hello) -> None:
-        """Greet on a newly opened transport, until cancelled.
+    def open(self, own: Hello) -> None:
+        """A transport was opened.
 
         Args:
             own: what this end says of itself, with the transport's epoch.
         """
-        # Unless `tell` was first with something newer.
-        if self._own is None or self._own.epoch != own.epoch:
-            self._own = own
+        self._own = own
         self._tags.clear()
+
+    async def run(self) -> None:
+        """Greet on an open transport, until cancelled."""
         retry = RETRY_MIN
         while True:
             await self._link.until_speaking()

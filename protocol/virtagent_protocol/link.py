@@ -202,9 +202,10 @@ class Link(Observed):
                 self._calls.open(self._own.epoch)
                 self._serving.open(nursery)
                 self._outbox.open(write_now(stream), self._sent)
+                self._greeter.open(self._own)
                 nursery.start_soon(self._read, reading(stream), nursery.cancel_scope)
                 nursery.start_soon(self._write, writing(stream), nursery.cancel_scope)
-                nursery.start_soon(self._greeter.run, self._own)
+                nursery.start_soon(self._greeter.run)
         finally:
             reason = self._loss or "the link was closed"
             self._end_session(reason)
@@ -236,17 +237,14 @@ class Link(Observed):
             if not (is_set or self._quiet) and self._reader.incomplete:
                 is_set = self._quiet = True
                 timer.deadline = trio.current_time() + STALL
-            if not (count := await self._fill(read_into)):
+            space = self._reader.space()
+            if not (count := await read_into(space)):
                 return
+            self._reader.filled(space, count)
+            del space  # or the message that it is of could not be cut to its length
             self._quiet = False
             self.counters.bytes_in += count
             await self._handle_all()
-
-    async def _fill(self, read_into: ReadInto) -> int:
-        space = self._reader.space()
-        count = await read_into(space)
-        self._reader.filled(space, count)
-        return count
 
     async def _on_stall(self) -> None:
         if not (self._quiet and self._reader.incomplete):
@@ -269,7 +267,7 @@ class Link(Observed):
             self._sent(outgoing)
 
     def _sent(self, outgoing: Outgoing) -> None:
-        self.counters.bytes_out += len(outgoing)
+        self.counters.bytes_out += outgoing.size
         self.counters.messages_out += 1
         outgoing.on_written()
 

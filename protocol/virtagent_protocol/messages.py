@@ -127,6 +127,14 @@ def encode_parts(message: Message, *, crc: bool = False) -> tuple[bytes | bytear
     return (_encode(message, crc=crc),)
 
 
+def encode_answer(request: Request, body: bytes, *, crc: bool = False) -> bytes:
+    """As `encode`, of the response to a request that was read: its tag and session were looked at then."""
+    if request.session is None or crc:
+        return encode(Response(request.tag, body, request.session), crc=crc)
+    _check_length(body, BODY_MAX)
+    return _PLAIN % (_ANSWER, request.tag.encode(), request.session.encode(), len(body), body)
+
+
 @lru_cache(maxsize=16)
 def _stream_head(stream: int, length: int, session: str | None) -> bytes:
     # All full chunks of a stream have the same head, and most of them follow one another.
@@ -142,10 +150,10 @@ def _encode(message: Message, *, crc: bool) -> bytes:
     head: list[bytes]
     body: bytes | bytearray | memoryview = b""
     if isinstance(message, Request):
-        head, body = [b"POST /RPC2 HTTP/1.1", b"Content-Type: text/xml", *_tag(message.tag)], message.body
+        head, body = [_CALL, b"Content-Type: text/xml", *_tag(message.tag)], message.body
         _check_length(body, BODY_MAX)
     elif isinstance(message, Response):
-        head, body = [b"HTTP/1.1 200 OK", b"Content-Type: text/xml", *_tag(message.tag)], message.body
+        head, body = [_ANSWER, b"Content-Type: text/xml", *_tag(message.tag)], message.body
         _check_length(body, BODY_MAX)
     elif isinstance(message, Cancel):
         head = [b"DELETE /RPC2 HTTP/1.1", *_tag(message.tag)]
@@ -170,6 +178,7 @@ def _encode(message: Message, *, crc: bool) -> bytes:
     return b"".join((_MAGIC, b"\r\n".join(head), b"\r\n\r\n", body, _MAGIC))
 
 
+_CALL, _ANSWER = b"POST /RPC2 HTTP/1.1", b"HTTP/1.1 200 OK"
 _PLAIN = (
     b"\xff%b\r\nContent-Type: text/xml\r\nX-Virtagent-Client-Tag: %b\r\nX-Virtagent-Session: %b\r\n"
     b"Content-Length: %d\r\n\r\n%b\xff"
@@ -178,7 +187,7 @@ _PLAIN = (
 
 def _encode_plain(message: Request | Response, session: str) -> bytes:
     """The same in one go, for what nearly every message is: a quarter of the time."""
-    start = b"POST /RPC2 HTTP/1.1" if isinstance(message, Request) else b"HTTP/1.1 200 OK"
+    start = _CALL if isinstance(message, Request) else _ANSWER
     body = message.body
     _check_length(body, BODY_MAX)
     return _PLAIN % (start, _checked_tag(message.tag), _session(session), len(body), body)

@@ -11,12 +11,11 @@ goes on in the middle of a message that was not taken whole. While the writer is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import trio
 
 from .channel import Buffer, WriteNow, behind
-from .messages import Message, encode_parts
+from .messages import Message, Request, encode_answer, encode_parts
 from .sendqueue import Lane, SendQueue
 
 
@@ -24,24 +23,30 @@ def _nothing() -> None:
     pass
 
 
-@dataclass(eq=False)
 class Outgoing:
     """A message on its way out.
 
-    Attributes:
+    Args:
         parts: its bytes.
-        written: how many of them the transport has.
         on_taken: called when the writer takes it; from then on it will be on the wire whole.
         on_written: called when the transport has accepted all of it.
+
+    Attributes:
+        size: how many bytes it has.
+        written: how many of them the transport has.
     """
 
-    parts: Sequence[Buffer]
-    on_taken: Callable[[], None] = _nothing
-    on_written: Callable[[], None] = _nothing
-    written: int = 0
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
+    def __init__(
+        self,
+        parts: Sequence[Buffer],
+        on_taken: Callable[[], None] = _nothing,
+        on_written: Callable[[], None] = _nothing,
+    ) -> None:
+        self.parts = parts
+        self.on_taken = on_taken
+        self.on_written = on_written
+        self.size = sum(map(len, parts))
+        self.written = 0
 
     def rest(self) -> Sequence[Buffer]:
         """Return what the transport does not have yet."""
@@ -49,10 +54,9 @@ class Outgoing:
 
     def write(self, write_now: WriteNow) -> bool:
         """Give the transport what it takes without waiting; return whether that was all."""
-        size = len(self)
-        while self.written < size and (count := write_now(self.rest())):
+        while self.written < self.size and (count := write_now(self.rest())):
             self.written += count
-        return self.written == size
+        return self.written == self.size
 
 
 class Outbox:
@@ -127,13 +131,16 @@ class Outbox:
             LocalProtocolError: the message is not one that the protocol allows; nothing was queued.
         """
         outgoing = Outgoing(encode_parts(message, crc=self.crc), on_taken, on_written)
+        self._put(outgoing, lane)
+        return outgoing
+
+    def _put(self, outgoing: Outgoing, lane: Lane) -> None:
         self._queue.put(outgoing, lane)
         if not self._gathering:
             self._filled.set()
-        return outgoing
 
-    def reply(self, message: Message) -> Outgoing | None:
-        """Send a reply that nobody will discard, at once if nothing stands before it.
+    def reply(self, request: Request, body: bytes) -> Outgoing | None:
+        """Answer a request that was read, by what nobody will discard; at once if nothing stands before it.
 
         Returns:
             None if it is written; else what waits, for its `on_written` to be set.
@@ -141,9 +148,10 @@ class Outbox:
         Raises:
             LocalProtocolError: see `put`.
         """
+        outgoing = Outgoing((encode_answer(request, body, crc=self.crc),))
         if not (self._gathering and self._idle) or self._begun is not None or self._queue:
-            return self.put(message, Lane.REPLY)
-        outgoing = Outgoing(encode_parts(message, crc=self.crc))
+            self._put(outgoing, Lane.REPLY)
+            return outgoing
         if self._write_now is None or not outgoing.write(self._write_now):
             self._begun = outgoing
             return outgoing

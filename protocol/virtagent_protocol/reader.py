@@ -251,16 +251,13 @@ class MessageReader:
         """Return where the next bytes may be put; `filled` then tells how many are there."""
         return self._space if self._place is None else memoryview(self._place)[self._placed :]
 
-    @property
-    def wanted(self) -> int:
-        """How many bytes of a large body, if one has begun, have not come yet."""
-        return 0 if self._place is None else max(0, self._needed - self._placed)
-
     def filled(self, space: memoryview, count: int) -> None:
         """As `push`, of the first *count* bytes of *space*."""
-        if self._place is not None and space.obj is self._place:
+        self._drained = False
+        if self._place is None:
+            self._buffer += space[:count]
+        elif space.obj is self._place:
             self._placed += count
-            self._drained = False
             if self._placed > self._needed:
                 self._buffer += memoryview(self._place)[self._needed : self._placed]
                 self._placed = self._needed

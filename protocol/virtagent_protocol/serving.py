@@ -266,7 +266,7 @@ class ServerJobs:
 
     def _reply(self, request: Request, body: bytes) -> None:
         """Answer without a job."""
-        waiting = self._outbox.reply(Response(request.tag, body, request.session))
+        waiting = self._outbox.reply(request, body)
         if waiting is not None:
             self._small.add(waiting)
             waiting.on_written = partial(self._small.discard, waiting)

@@ -20,7 +20,14 @@ import trio.testing
 
 from virtagent_guest.config import Channel
 from virtagent_guest.transports import Transport, VirtioPortStream, make_transport
+from virtagent_guest.transports.virtio import AT_ONCE
+from virtagent_protocol import xmlrpc
 from virtagent_protocol.errors import LinkBroken, NotReady, NotThere
+from virtagent_protocol.link import Link
+from virtagent_protocol.linkstate import LinkEvent, LinkState
+from virtagent_protocol.messages import Request, encode
+from virtagent_protocol.registry import Registry
+from virtagent_protocol.session import Hello, Role
 
 DEADLINE = 10.0
 EVERY_BYTE = bytes(range(256))
@@ -128,6 +135,44 @@ async def test_a_writer_waits_while_the_port_is_full_and_can_be_cancelled(
     # The reading side does not care.
     await host.send_all(b"still here")
     assert await receive_exactly(stream, 10) == b"still here"
+
+
+async def test_a_reader_that_finds_bytes_each_time_gives_the_others_their_turn(
+    port: tuple[VirtioPortStream, trio.SocketStream],
+) -> None:
+    stream, host = port
+    await host.send_all(bytes(400))
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        buffer = memoryview(bytearray(1))
+        for _ in range(400):
+            assert await stream.read_into(buffer) == 1
+        assert 400 / AT_ONCE - 2 <= turns <= 400 / 2  # and not one for each read
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_hello_that_is_there_before_anybody_reads_is_answered() -> None:
+    own = Hello(Role.HOST, "be7c" * 4, "test 0")
+    hello = encode(Request("hello", xmlrpc.encode_call("va.hello", [own.to_value()])))
+    for _ in range(10):  # which of a link's tasks runs first is trio's to choose, at random
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.sendall(hello)
+        async with VirtioPortStream(ours.detach()) as stream, trio.open_nursery() as nursery:
+            link = Link(Role.GUEST, "test 1", Registry())
+            link.hint(LinkEvent.PORT_OPENED, "by the test")
+            nursery.start_soon(link.run, stream)
+            await link.wait_for(lambda status: status.state is LinkState.READY)
+            nursery.cancel_scope.cancel()
+        theirs.close()
 
 
 async def test_closing_a_port_wakes_those_who_wait_on_it(

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from virtagent_protocol.channel import Buffer, behind, read_on, write_some
+from virtagent_protocol.channel import LARGE, Buffer, behind, read_on, write_some
 from virtagent_protocol.errors import VirtagentError
 from virtagent_protocol.exclusive import Exclusive
 
@@ -40,6 +40,9 @@ RECEIVE_SIZE = 64 * 1024
 BUFFER_SIZE = 4096
 #: Bytes asked for by one readv(2).
 READ_SIZE = 16 * BUFFER_SIZE
+#: Small reads in a row for which the other tasks wait. A turn of the event loop takes as long as to answer a
+#: ping, and who calls again and again has mostly sent the next call before the agent asks.
+AT_ONCE = 4
 #: Seconds to wait for more of what comes page by page, and how often (`channel.read_on`).
 NAP, NAPS = 0.001, 2
 #: A write(2) takes no more than this; a writev(2) goes on with its next part, if it has taken one whole.
@@ -88,6 +91,8 @@ class VirtioPortStream(trio.abc.Stream):
         self._connected = _Edges(fd)
         self._writable = _Edges(fd)
         self._receiving = Exclusive("another task is receiving on this port")
+        #: Small reads since other tasks had their turn.
+        self._at_once = 0
         self._sending = Exclusive("another task is sending on this port")
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -102,24 +107,33 @@ class VirtioPortStream(trio.abc.Stream):
         if size < 1:
             raise ValueError("max_bytes must be at least 1")
         buffer = bytearray(size)
+        await trio.lowlevel.checkpoint()
         count = await self.read_into(memoryview(buffer))
         return bytes(memoryview(buffer)[:count])
 
     async def read_into(self, buffer: memoryview) -> int:
-        """As `receive_some`, into a buffer of at least one byte; return how many bytes that was."""
+        """As `receive_some`, into a buffer of at least one byte; return how many bytes that was.
+
+        What is there is read at once: other tasks have their turn after a few reads.
+        """
         with self._receiving:
             self._check_open()
             await trio.lowlevel.checkpoint_if_cancelled()
             count = self._read(buffer)
-            if count:
+            self._at_once += 1
+            if count and (self._at_once >= AT_ONCE or count > BUFFER_SIZE):
+                self._at_once = 0
                 await trio.lowlevel.cancel_shielded_checkpoint()
             while not count:
+                self._at_once = 0
                 if self._host_connected:
                     await trio.lowlevel.wait_readable(self._fd)
                 else:
                     await self._connected.wait()
                 count = self._read(buffer)
-            return count + read_on(buffer[count:], self._read, NAP, NAPS)
+            if len(buffer) - count >= LARGE:
+                count += read_on(buffer[count:], self._read, NAP, NAPS)
+            return count
 
     def _read(self, buffer: memoryview) -> int:
         """Read what there is, at most as much as fits; return how many bytes that was."""
