@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import trio
@@ -31,7 +31,7 @@ from .linkstate import LinkEvent, LinkState, Status
 from .messages import Cancel, Message, Request, Response, StreamCredit, StreamData
 from .observed import Observed
 from .outbox import Outbox, Outgoing
-from .reader import Drop, Event, MessageReader
+from .reader import Drop, MessageReader
 from .registry import Registry
 from .serving import ServerJobs
 from .session import Hello, Role, Session, arrival, establish
@@ -231,9 +231,9 @@ class Link(Observed):
         A timer for each read would be a quarter of what it costs to receive a chunk. So it is set when a
         message is unfinished, and left alone until it goes off.
         """
-        await self._handle_all()
         is_set = False
         while True:
+            await self._handle_all()
             if not (is_set or self._quiet) and self._reader.incomplete:
                 is_set = self._quiet = True
                 timer.deadline = trio.current_time() + STALL
@@ -244,7 +244,6 @@ class Link(Observed):
             del space  # or the message that it is of could not be cut to its length
             self._quiet = False
             self.counters.bytes_in += count
-            await self._handle_all()
 
     async def _on_stall(self) -> None:
         if not (self._quiet and self._reader.incomplete):
@@ -281,19 +280,21 @@ class Link(Observed):
     async def _handle_all(self) -> None:
         # The greeter may be at it as well as the reader (`_abandon`). Each event is handled as it is taken,
         # so their order stays.
-        events = self._reader.events()
-        while not self._handle_some(events):
+        while not self._handle_some():
             await trio.lowlevel.checkpoint()
 
-    def _handle_some(self, events: Iterator[Event]) -> bool:
+    def _handle_some(self) -> bool:
         """Handle events for a turn; return whether that was all."""
         turn_ends = 0.0
         with self._outbox:
-            for number, event in enumerate(events):
+            for number, event in enumerate(self._reader.events()):
                 # The first is not timed: mostly there is no other, and an emulated clock is slow to read.
                 if number == 1:
                     turn_ends = time.perf_counter() + TURN
-                self._handle(event)
+                if isinstance(event, Drop):
+                    self._on_drop(event)
+                else:
+                    self._on_message(event)
                 if number and time.perf_counter() > turn_ends:
                     return False
         return True
@@ -302,15 +303,12 @@ class Link(Observed):
         self._reader.give_up()
         await self._handle_all()
 
-    def _handle(self, event: Event) -> None:
-        if isinstance(event, Drop):
-            self.counters.drops[event.cause.value] += 1
-            self._greeter.doubt()
-        else:
-            self.counters.messages_in += 1
-            self._dispatch(event)
+    def _on_drop(self, drop: Drop) -> None:
+        self.counters.drops[drop.cause.value] += 1
+        self._greeter.doubt()
 
-    def _dispatch(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> None:
+        self.counters.messages_in += 1
         if message.session is None and isinstance(message, Response):
             self._greeter.on_response(message)
         elif message.session is None and isinstance(message, Request):

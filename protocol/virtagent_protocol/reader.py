@@ -270,19 +270,21 @@ class MessageReader:
         self._given_up = self._drained and self.incomplete
 
     def events(self) -> Iterator[Event]:
-        """Yield what the bytes so far complete, in order. It may be left and called again at any time."""
-        while True:
-            try:
-                event = self._next()
-            except _Illegal as illegal:
-                event = self._hunt(illegal.cause)
-            if event is None:
-                break
-            yield event
+        """Return what the bytes so far complete, in order. It may be left and called again at any time."""
+        # Not a generator: most often there is one event, and to resume it would cost more than to find that.
+        return iter(self._next_event, None)
+
+    def _next_event(self) -> Event | None:
+        try:
+            if (event := self._next()) is not None:
+                return event
+        except _Illegal as illegal:
+            return self._hunt(illegal.cause)
         del self._buffer[: self._at]
         self._searched_to = max(0, self._searched_to - self._at)
         self._at = 0
         self._drained = True
+        return None
 
     def _hunt(self, cause: DropCause) -> Drop:
         if self._place is not None:

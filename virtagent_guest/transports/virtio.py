@@ -38,6 +38,8 @@ RECEIVE_SIZE = 64 * 1024
 #: buffer with its next page, if it has filled that. A turn of the event loop for each page would be most of
 #: what it costs to receive a file.
 BUFFER_SIZE = 4096
+#: Bytes up to which nothing is won by that: most messages are shorter than a page.
+UNCUT = 2 * BUFFER_SIZE
 #: Bytes asked for by one readv(2).
 READ_SIZE = 16 * BUFFER_SIZE
 #: Small reads in a row for which the other tasks wait. A turn of the event loop takes as long as to answer a
@@ -117,21 +119,19 @@ class VirtioPortStream(trio.abc.Stream):
         What is there is read at once: other tasks have their turn after a few reads.
         """
         with self._receiving:
-            self._check_open()
-            await trio.lowlevel.checkpoint_if_cancelled()
-            count = self._read(buffer)
-            self._at_once += 1
-            if count and (self._at_once >= AT_ONCE or count > BUFFER_SIZE):
+            if self._at_once >= AT_ONCE:
                 self._at_once = 0
-                await trio.lowlevel.cancel_shielded_checkpoint()
-            while not count:
+                await trio.lowlevel.checkpoint()
+            self._check_open()
+            while not (count := self._read(buffer)):
                 self._at_once = 0
                 if self._host_connected:
                     await trio.lowlevel.wait_readable(self._fd)
                 else:
                     await self._connected.wait()
-                count = self._read(buffer)
+            self._at_once += 1
             if len(buffer) - count >= LARGE:
+                self._at_once = AT_ONCE
                 count += read_on(buffer[count:], self._read, NAP, NAPS)
             return count
 
@@ -140,7 +140,9 @@ class VirtioPortStream(trio.abc.Stream):
         count = 0
         while count < len(buffer):
             wanted = buffer[count : count + READ_SIZE]
-            pages = [wanted[at : at + BUFFER_SIZE] for at in range(0, len(wanted), BUFFER_SIZE)]
+            pages = [wanted]
+            if len(wanted) > UNCUT:
+                pages = [wanted[at : at + BUFFER_SIZE] for at in range(0, len(wanted), BUFFER_SIZE)]
             try:
                 got = os.readv(self._fd, pages)
             except BlockingIOError:
