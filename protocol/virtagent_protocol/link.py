@@ -237,11 +237,12 @@ class Link(Observed):
             if not (is_set or self._quiet) and self._reader.incomplete:
                 is_set = self._quiet = True
                 timer.deadline = trio.current_time() + STALL
-            space = self._reader.space()
-            if not (count := await read_into(space)):
-                return
-            self._reader.filled(space, count)
-            del space  # or the message that it is of could not be cut to its length
+            # A view that lived on, be it in a cancellation's traceback, would keep what it is of from being
+            # cut to its length.
+            with self._reader.space() as space:
+                if not (count := await read_into(space)):
+                    return
+                self._reader.filled(space, count)
             self._quiet = False
             self.counters.bytes_in += count
 

@@ -210,7 +210,7 @@ class MessageReader:
         self._reported = False
         #: Index behind the body of wrong checksum that is being searched.
         self._searched_to = 0
-        self._space = memoryview(bytearray(_SPACE))
+        self._space = bytearray(_SPACE)
         self._places = BufferPool(_PLACES)
         #: Where a large body that is awaited, with the byte behind it, has its place; how long it is, and how
         #: much of it has come.
@@ -248,8 +248,11 @@ class MessageReader:
         self._buffer += data
 
     def space(self) -> memoryview:
-        """Return where the next bytes may be put; `filled` then tells how many are there."""
-        return self._space if self._place is None else memoryview(self._place)[self._placed :]
+        """Return where the next bytes may be put; `filled` then tells how many are there.
+
+        It is to be released before the events are taken.
+        """
+        return memoryview(self._space) if self._place is None else memoryview(self._place)[self._placed :]
 
     def filled(self, space: memoryview, count: int) -> None:
         """As `push`, of the first *count* bytes of *space*."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -46,12 +46,18 @@ async def run_quietly(link: Link, stream: trio.abc.Stream) -> None:
 
 
 @asynccontextmanager
-async def linked(host: Link, guest: Link) -> AsyncIterator[Pair]:
-    """Run both links on a new stream pair and wait until both are ready."""
+async def linked(
+    host: Link, guest: Link, channel: Callable[[MemoryStream], trio.abc.Stream] = lambda stream: stream
+) -> AsyncIterator[Pair]:
+    """Run both links on a new stream pair and wait until both are ready.
+
+    Args:
+        channel: makes what the guest reads and writes from its end of the pair.
+    """
     host_stream, guest_stream = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run_quietly, host, host_stream)
-        nursery.start_soon(run_quietly, guest, guest_stream)
+        nursery.start_soon(run_quietly, guest, channel(guest_stream))
         await host.wait_for(ready)
         await guest.wait_for(ready)
         yield Pair(host, guest, host_stream, guest_stream, nursery)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import trio
 import trio.testing
 
-from tests.unit.linkpair import linked, make_link, ready
+from tests.unit.linkpair import MemoryStream, linked, make_link, ready
 from virtagent_protocol import greeting, xmlrpc
+from virtagent_protocol.channel import Buffer
 from virtagent_protocol.deadline import call_deadline
 from virtagent_protocol.errors import (
     CallTimeout,
@@ -343,6 +346,62 @@ async def test_a_message_that_comes_slowly_is_waited_for_and_one_that_comes_no_m
         assert pair.guest.counters.messages_out > hellos
         assert pair.guest.counters.drops["cut-short"] == 1
         assert pair.guest.session is session
+        assert await pair.host.call("t.echo", 1) == 1
+
+
+class Remembering(trio.abc.Stream):
+    """A channel whose cancellations live on, as any exception may until garbage is collected."""
+
+    def __init__(self, stream: MemoryStream) -> None:
+        self._stream = stream
+        self.cancellations: list[trio.Cancelled] = []
+
+    async def read_into(self, buffer: memoryview) -> int:
+        try:
+            data = await self._stream.receive_some(len(buffer))
+        except trio.Cancelled as error:
+            self.cancellations.append(error)
+            raise
+        buffer[: len(data)] = data
+        return len(data)
+
+    async def write(self, parts: Sequence[Buffer]) -> None:
+        for part in parts:
+            await self._stream.send_all(part)
+
+    def write_now(self, parts: Sequence[Buffer]) -> int:
+        return 0
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_all(self, data: Buffer) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def test_a_large_message_that_comes_slowly_is_whole(autojump_clock: trio.testing.MockClock) -> None:
+    channels: list[Remembering] = []
+
+    def channel(stream: MemoryStream) -> Remembering:
+        channels.append(Remembering(stream))
+        return channels[-1]
+
+    async with linked(*links(), channel) as pair:
+        session = pair.guest.session
+        assert session is not None
+        data = encode(StreamData(2, bytes(100_000), session.id))
+        await trio.testing.wait_all_tasks_blocked()
+        for at in range(0, len(data), 4000):
+            pair.guest_stream.receive_stream.put_data(data[at : at + 4000])
+            await trio.sleep(STALL / 10)
+        assert channels[0].cancellations, "the timer has not gone off"
+        assert pair.guest.counters.drops == {"stream": 1}  # it was read, and there is no such stream
         assert await pair.host.call("t.echo", 1) == 1
 
 
