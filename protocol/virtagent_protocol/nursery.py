@@ -19,15 +19,16 @@ async def plain_nursery() -> AsyncIterator[trio.Nursery]:
     """Open a nursery. A `VirtagentError` that ends it comes out as itself, not in an exception group.
 
     Raises:
-        VirtagentError: the first, if every task that failed did so with one.
+        VirtagentError: the first, if every task that failed did so with one, whether or not others were
+            cancelled from outside at the same time: that is told again at the next checkpoint.
         BaseExceptionGroup: as trio's own nursery, in all other cases: something unexpected is among them.
     """
     try:
         async with trio.open_nursery() as nursery:
             yield nursery
     except BaseExceptionGroup as group:
-        errors = leaves(group)
-        if all(isinstance(error, VirtagentError) for error in errors):
+        errors = [error for error in leaves(group) if not isinstance(error, trio.Cancelled)]
+        if errors and all(isinstance(error, VirtagentError) for error in errors):
             raise errors[0] from None
         raise
 
