@@ -21,12 +21,15 @@ from .unixsocket import SEND_BUFFER
 
 Buffer = bytes | bytearray | memoryview
 #: Waits for bytes, reads them into a buffer, and returns how many they are; 0: the other end has closed.
+#: Where they are there already, other tasks have their turn only now and then (`Turns`).
 ReadInto = Callable[[memoryview], Awaitable[int]]
 #: Writes all of several buffers, in order, waiting as long as it takes.
 Write = Callable[[Sequence[Buffer]], Awaitable[None]]
 #: Writes of them what the transport takes without waiting; returns how many bytes that was, 0 on any error.
 WriteNow = Callable[[Sequence[Buffer]], int]
 
+#: Reads in a row for which the other tasks wait, and bytes up to which a read is one of those.
+AT_ONCE, SMALL = 4, 4096
 #: Bytes from which on so much is awaited that it comes in several parts.
 LARGE = 64 * 1024
 #: Seconds to wait for more of it, and how often: in all, less than what is done in a turn of a link
@@ -51,12 +54,42 @@ class Channel(Protocol):
         ...
 
 
+class Turns:
+    """Lets the other tasks have their turn where a reader finds something each time.
+
+    A turn of the event loop takes as long as to answer a ping, and who calls again and again has mostly sent
+    the next call before it is looked for: so not each read is followed by one.
+
+    Attributes:
+        due: whether it is their turn.
+    """
+
+    def __init__(self) -> None:
+        self.due = False
+        self._reads = 0
+
+    def read(self, count: int) -> None:
+        """So many bytes were there."""
+        self._reads += 1
+        self.due = count > SMALL or self._reads >= AT_ONCE
+
+    def given(self) -> None:
+        """The reader waits."""
+        self.due = False
+        self._reads = 0
+
+    async def give(self) -> None:
+        """Wait until they have had it."""
+        self.given()
+        await trio.lowlevel.checkpoint()
+
+
 def reading(stream: trio.abc.Stream) -> ReadInto:
     """Return how to read from a transport."""
     if isinstance(stream, Channel):
         return stream.read_into
     if isinstance(stream, trio.SocketStream):
-        return lambda buffer: _read_socket(stream.socket, buffer)
+        return _SocketReader(stream.socket).read_into
     return lambda buffer: _read_stream(stream, buffer)
 
 
@@ -128,18 +161,36 @@ def read_on(
     return count
 
 
-async def _read_socket(sock: trio.socket.SocketType, buffer: memoryview) -> int:
-    def read_now(buffer: memoryview) -> int:
-        try:
-            return os.readv(sock.fileno(), [buffer])
-        except OSError:
-            return 0  # nothing has come, or it is broken: the next read tells
+class _SocketReader:
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self._sock = sock
+        self._turns = Turns()
 
-    try:
-        count = await sock.recv_into(buffer)
-    except OSError as error:
-        raise _of_socket(error) from error
-    return count + read_on(buffer[count:], read_now) if count else 0
+    async def read_into(self, buffer: memoryview) -> int:
+        if self._turns.due:
+            await self._turns.give()
+        try:
+            while (count := self._read(buffer)) is None:
+                self._turns.given()
+                await trio.lowlevel.wait_readable(self._sock)
+        except OSError as error:
+            raise _of_socket(error) from error
+        self._turns.read(count)
+        if count and len(buffer) - count >= LARGE:
+            count += read_on(buffer[count:], self._read_now)
+        return count
+
+    def _read(self, buffer: memoryview) -> int | None:
+        try:
+            return os.readv(self._sock.fileno(), [buffer])
+        except BlockingIOError:
+            return None
+
+    def _read_now(self, buffer: memoryview) -> int:
+        try:
+            return self._read(buffer) or 0
+        except OSError:
+            return 0  # the next read tells
 
 
 async def _write_socket(sock: trio.socket.SocketType, parts: Sequence[Buffer]) -> None:

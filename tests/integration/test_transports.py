@@ -20,8 +20,8 @@ import trio.testing
 
 from virtagent_guest.config import Channel
 from virtagent_guest.transports import Transport, VirtioPortStream, make_transport
-from virtagent_guest.transports.virtio import AT_ONCE
 from virtagent_protocol import xmlrpc
+from virtagent_protocol.channel import AT_ONCE
 from virtagent_protocol.errors import LinkBroken, NotReady, NotThere
 from virtagent_protocol.link import Link
 from virtagent_protocol.linkstate import LinkEvent, LinkState

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from virtagent_protocol.channel import LARGE, Buffer, behind, read_on, write_some
+from virtagent_protocol.channel import LARGE, Buffer, Turns, behind, read_on, write_some
 from virtagent_protocol.errors import VirtagentError
 from virtagent_protocol.exclusive import Exclusive
 
@@ -42,9 +42,6 @@ BUFFER_SIZE = 4096
 UNCUT = 2 * BUFFER_SIZE
 #: Bytes asked for by one readv(2).
 READ_SIZE = 16 * BUFFER_SIZE
-#: Small reads in a row for which the other tasks wait. A turn of the event loop takes as long as to answer a
-#: ping, and who calls again and again has mostly sent the next call before the agent asks.
-AT_ONCE = 4
 #: Seconds to wait for more of what comes page by page, and how often (`channel.read_on`).
 NAP, NAPS = 0.001, 2
 #: A write(2) takes no more than this; a writev(2) goes on with its next part, if it has taken one whole.
@@ -93,8 +90,7 @@ class VirtioPortStream(trio.abc.Stream):
         self._connected = _Edges(fd)
         self._writable = _Edges(fd)
         self._receiving = Exclusive("another task is receiving on this port")
-        #: Small reads since other tasks had their turn.
-        self._at_once = 0
+        self._turns = Turns()
         self._sending = Exclusive("another task is sending on this port")
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -119,19 +115,17 @@ class VirtioPortStream(trio.abc.Stream):
         What is there is read at once: other tasks have their turn after a few reads.
         """
         with self._receiving:
-            if self._at_once >= AT_ONCE:
-                self._at_once = 0
-                await trio.lowlevel.checkpoint()
+            if self._turns.due:
+                await self._turns.give()
             self._check_open()
             while not (count := self._read(buffer)):
-                self._at_once = 0
+                self._turns.given()
                 if self._host_connected:
                     await trio.lowlevel.wait_readable(self._fd)
                 else:
                     await self._connected.wait()
-            self._at_once += 1
+            self._turns.read(count)
             if len(buffer) - count >= LARGE:
-                self._at_once = AT_ONCE
                 count += read_on(buffer[count:], self._read, NAP, NAPS)
             return count
 
