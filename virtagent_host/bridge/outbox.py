@@ -3,6 +3,9 @@
 Replies and events are bounded in different ways, because they can be. A client that does not read its
 replies gets no further command executed: it only waits for itself. But events come without being asked
 for, and nobody may wait for a client to take them: past the limit, the client is lost.
+
+While nothing waits, what is put in is written at once: to wake the sender would take two turns of the event
+loop.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 import trio
+
+from virtagent_protocol.channel import WriteNow
 
 #: Replies that wait before the next command of this client is executed. A few let the sender and the
 #: executor overlap; each may be a few MiB.
@@ -25,9 +30,14 @@ SPARING = 4
 
 
 class Outbox:
-    """Messages to one client, in order. `put_reply` and `put_event` never wait."""
+    """Messages to one client, in order. `put_reply` and `put_event` never wait.
 
-    def __init__(self) -> None:
+    Args:
+        write_now: writes what the client takes without waiting.
+    """
+
+    def __init__(self, write_now: WriteNow | None = None) -> None:
+        self._write_now = write_now
         self._messages: deque[tuple[bytes, bool]] = deque()
         self._replies = 0
         self._events = 0
@@ -39,16 +49,18 @@ class Outbox:
 
     def put_reply(self, message: bytes) -> None:
         """Add a reply; wait for `room_for_replies` before causing it."""
-        self._replies += 1
-        self._put(message, is_event=False)
+        if message := self._rest(message):
+            self._replies += 1
+            self._put(message, is_event=False)
 
     def put_event(self, message: bytes) -> bool:
         """Add an event; False, and nothing was added, if too many wait already."""
         if self._events >= EVENTS_MAX or self._event_bytes + len(message) > EVENT_BYTES_MAX:
             return False
-        self._events += 1
-        self._event_bytes += len(message)
-        self._put(message, is_event=True)
+        if message := self._rest(message):
+            self._events += 1
+            self._event_bytes += len(message)
+            self._put(message, is_event=True)
         return True
 
     def put_sparing(self, message: bytes) -> None:
@@ -98,6 +110,12 @@ class Outbox:
             else:
                 self._replies -= 1
             self._changed.unpark_all()
+
+    def _rest(self, message: bytes) -> bytes:
+        """Write what can be written at once, and return the rest."""
+        if self._messages or self._write_now is None:
+            return message
+        return message[self._write_now([message]) :]
 
     def _put(self, message: bytes, *, is_event: bool) -> None:
         self._messages.append((message, is_event))

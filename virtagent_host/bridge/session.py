@@ -22,6 +22,7 @@ from typing import Any
 
 import trio
 
+from virtagent_protocol.channel import write_now
 from virtagent_protocol.errors import VirtagentError
 
 from ..qemu.errors import ErrorClass, QemuError, to_qmp
@@ -76,7 +77,7 @@ class BridgeClient:
         self._log = log
         self._oob = False
         self._oob_slots = trio.Semaphore(OOB_MAX)
-        self._outbox = Outbox()
+        self._outbox = Outbox(write_now(stream))
         self._scope = trio.CancelScope()
         self._fds = FdStore()
         #: Where commands are executed, and what they leave behind runs on.
