@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from ..clients import ClientError
 from ..places import NAME, Place
 from ..plan import Plan
 from ..results import Row
@@ -44,15 +45,24 @@ def ping(place: Place, plan: Plan) -> Iterator[Row]:
 
 @contextmanager
 def _load(place: Place, path: str) -> Iterator[None]:
+    """Bring the load about, and go on when it is there: five programs that start at once are another one."""
     copy = subprocess.list2cmdline(place.va_host("cp", f"{NAME}:{path}", "-"))
+    slow = place.va_host("exec", NAME, "--", "sh", "-c", "echo runs; exec sleep 600")
     with ExitStack() as stack:
-        commands = [["sh", "-c", f"while {copy} >/dev/null; do :; done"]]
-        commands += [place.va_host("exec", NAME, "--", "sleep", "600")] * SLOW_EXECS
-        for command in commands:
-            stack.callback(
-                _end_group, subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-            )
+        _begin(stack, ["sh", "-c", f"while {copy} >/dev/null; do :; done"])
+        for process in [_begin(stack, slow) for _ in range(SLOW_EXECS)]:
+            assert process.stdout is not None
+            if process.stdout.readline() != b"runs\n":
+                raise ClientError("a slow command did not start")
         yield
+
+
+def _begin(stack: ExitStack, command: list[str]) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+    )
+    stack.callback(_end_group, process)
+    return process
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
