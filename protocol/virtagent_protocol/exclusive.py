@@ -10,16 +10,19 @@ class Exclusive:
 
     Args:
         complaint: the words of the `trio.BusyResourceError`.
+
+    Attributes:
+        taken: whether a task is in it.
     """
 
     def __init__(self, complaint: str) -> None:
         self._complaint = complaint
-        self._taken = False
+        self.taken = False
 
     def __enter__(self) -> None:
-        if self._taken:
+        if self.taken:
             raise trio.BusyResourceError(self._complaint)
-        self._taken = True
+        self.taken = True
 
     def __exit__(self, *_: object) -> None:
-        self._taken = False
+        self.taken = False

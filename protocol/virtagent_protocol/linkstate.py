@@ -104,31 +104,30 @@ class Status:
 
 
 class LinkStateMachine:
-    """The state of one link: a position in the table, and the pause that lies over it."""
+    """The state of one link: a position in the table, and the pause that lies over it.
+
+    Attributes:
+        below: the status without the pause.
+    """
 
     def __init__(
         self, now: float, state: LinkState = LinkState.NO_PORT, reason: str = "not attached yet"
     ) -> None:
-        self._below = Status(state, reason, now)
+        self.below = Status(state, reason, now)
         self._pause: Status | None = None
 
     @property
     def status(self) -> Status:
         """What the user is told."""
-        return self._pause or self._below
-
-    @property
-    def below(self) -> Status:
-        """The status without the pause."""
-        return self._below
+        return self._pause or self.below
 
     def apply(self, event: LinkEvent, reason: str, now: float) -> bool:
         """Follow the table; return whether `status` changed in any way."""
-        state = TRANSITIONS[self._below.state].get(event)
-        if state is None or (state, reason) == (self._below.state, self._below.reason):
+        state = TRANSITIONS[self.below.state].get(event)
+        if state is None or (state, reason) == (self.below.state, self.below.reason):
             return False
-        since = self._below.since if state is self._below.state else now
-        self._below = Status(state, reason, since)
+        since = self.below.since if state is self.below.state else now
+        self.below = Status(state, reason, since)
         return self._pause is None
 
     def pause(self, reason: str, now: float) -> bool:

@@ -185,10 +185,10 @@ class VirtioPortStream(trio.abc.Stream):
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     def write_now(self, parts: Sequence[Buffer]) -> int:
-        """Write what the port takes at once, and return how many bytes that was; 0 on any error."""
+        """Write what the port takes at once, and return how many bytes that was; 0 on any error, and while
+        another task is sending."""
         try:
-            with self._sending:
-                return _write(self._fd, parts)
+            return 0 if self._sending.taken else _write(self._fd, parts)
         except OSError:
             return 0  # it is full, or gone: `write` will tell
 
