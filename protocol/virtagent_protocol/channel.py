@@ -29,7 +29,7 @@ Write = Callable[[Sequence[Buffer]], Awaitable[None]]
 WriteNow = Callable[[Sequence[Buffer]], int]
 
 #: Reads in a row for which the other tasks wait, and bytes up to which a read is one of those.
-AT_ONCE, SMALL = 4, 4096
+AT_ONCE, SMALL = 8, 4096
 #: Bytes from which on so much is awaited that it comes in several parts.
 LARGE = 64 * 1024
 #: Seconds to wait for more of it, and how often: in all, less than what is done in a turn of a link

@@ -233,7 +233,8 @@ class Link(Observed):
         """
         is_set = False
         while True:
-            await self._handle_all()
+            while not self._handle_some():
+                await trio.lowlevel.checkpoint()
             if not (is_set or self._quiet) and self._reader.incomplete:
                 is_set = self._quiet = True
                 timer.deadline = trio.current_time() + STALL
@@ -278,31 +279,33 @@ class Link(Observed):
 
     # --- Messages in ---------------------------------------------------------------------------------
 
-    async def _handle_all(self) -> None:
-        # The greeter may be at it as well as the reader (`_abandon`). Each event is handled as it is taken,
-        # so their order stays.
-        while not self._handle_some():
-            await trio.lowlevel.checkpoint()
-
     def _handle_some(self) -> bool:
-        """Handle events for a turn; return whether that was all."""
+        """Handle events for a turn; return whether that was all.
+
+        The greeter may be at it as well as the reader (`_abandon`). Each event is handled as it is taken, so
+        their order stays.
+        """
+        next_event = self._reader.next_event
+        handled = 0
         turn_ends = 0.0
         with self._outbox:
-            for number, event in enumerate(self._reader.events()):
-                # The first is not timed: mostly there is no other, and an emulated clock is slow to read.
-                if number == 1:
-                    turn_ends = time.perf_counter() + TURN
+            while (event := next_event()) is not None:
                 if isinstance(event, Drop):
                     self._on_drop(event)
                 else:
                     self._on_message(event)
-                if number and time.perf_counter() > turn_ends:
+                # The first is not timed: mostly there is no other, and an emulated clock is slow to read.
+                handled += 1
+                if handled == 2:
+                    turn_ends = time.perf_counter() + TURN
+                elif handled > 2 and time.perf_counter() > turn_ends:
                     return False
         return True
 
     async def _abandon(self) -> None:
         self._reader.give_up()
-        await self._handle_all()
+        while not self._handle_some():
+            await trio.lowlevel.checkpoint()
 
     def _on_drop(self, drop: Drop) -> None:
         self.counters.drops[drop.cause.value] += 1

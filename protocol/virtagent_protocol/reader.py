@@ -15,7 +15,7 @@ The rules:
    `abandon`.
 7. A large body need not pass through the buffer that is searched: it is put where it will stay (`space`).
 8. A body that was refused may be searched for a second's worth of fragments. Who has other things
-   to do meanwhile takes the events one by one (`push`, `give_up`, `events`) rather than all at once.
+   to do meanwhile takes the events one by one (`push`, `give_up`, `next_event`) rather than all at once.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ class MessageReader:
         return list(self.events())
 
     def push(self, data: bytes | bytearray | memoryview) -> None:
-        """As `feed`, but leave the events to `events`."""
+        """As `feed`, but leave the events to `next_event`."""
         self._drained = False
         if self._place is not None:
             count = min(len(data), self._needed - self._placed)
@@ -269,15 +269,15 @@ class MessageReader:
             self.push(space[:count])
 
     def give_up(self) -> None:
-        """As `abandon`, but leave the events to `events`; nothing if there are bytes not looked at yet."""
+        """As `abandon`, but leave events to `next_event`; nothing if there are bytes not looked at yet."""
         self._given_up = self._drained and self.incomplete
 
     def events(self) -> Iterator[Event]:
-        """Return what the bytes so far complete, in order. It may be left and called again at any time."""
-        # Not a generator: most often there is one event, and to resume it would cost more than to find that.
-        return iter(self._next_event, None)
+        """Yield what the bytes so far complete, in order. It may be left and called again at any time."""
+        while (event := self.next_event()) is not None:
+            yield event
 
-    def _next_event(self) -> Event | None:
+    def next_event(self) -> Event | None:
         try:
             if (event := self._next()) is not None:
                 return event
