@@ -294,7 +294,7 @@ class Link(Observed):
                     self._on_drop(event)
                 else:
                     self._on_message(event)
-                # The first is not timed: mostly there is no other, and an emulated clock is slow to read.
+                # The first ones are not timed: mostly there are no others, and an emulated clock is slow.
                 handled += 1
                 if handled == 2:
                     turn_ends = time.perf_counter() + TURN
