@@ -28,9 +28,6 @@ from .outbox import Outbox, Outgoing
 from .sendqueue import Lane
 from .values import Value
 
-#: The answer of a method that has nothing to say, as our own peers write it.
-_NIL = xmlrpc.encode_result(None)
-
 _log = logging.getLogger("virtagent.calls")
 
 
@@ -207,8 +204,6 @@ def _outcome_name(job: ClientJob) -> str:
 
 
 def _outcome(response: Response) -> Value:
-    if response.body == _NIL:  # as most answers are: to read one takes as long as all else of a ping
-        return None
     result, fault = xmlrpc.decode_response(response.body)
     if fault is not None:
         raise RemoteFault(*fault)

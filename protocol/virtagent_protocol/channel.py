@@ -176,9 +176,7 @@ class _SocketReader:
         except OSError as error:
             raise _of_socket(error) from error
         self._turns.read(count)
-        if count and len(buffer) - count >= LARGE:
-            count += read_on(buffer[count:], self._read_now)
-        return count
+        return count + read_on(buffer[count:], self._read_now) if count else 0
 
     def _read(self, buffer: memoryview) -> int | None:
         try:

@@ -13,6 +13,7 @@ The rules:
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -231,12 +232,11 @@ class Link(Observed):
         A timer for each read would be a quarter of what it costs to receive a chunk. So it is set when a
         message is unfinished, and left alone until it goes off.
         """
-        is_set = False
         while True:
             while not self._handle_some():
                 await trio.lowlevel.checkpoint()
-            if not (is_set or self._quiet) and self._reader.incomplete:
-                is_set = self._quiet = True
+            if self._reader.incomplete and not self._quiet and timer.deadline == math.inf:
+                self._quiet = True
                 timer.deadline = trio.current_time() + STALL
             # A view that lived on, be it in a cancellation's traceback, would keep what it is of from being
             # cut to its length.

@@ -79,7 +79,7 @@ class Outbox:
         self._on_sent: Callable[[Outgoing], None] = lambda outgoing: outgoing.on_written()
 
     def __len__(self) -> int:
-        return self._queue.waiting
+        return len(self._queue)
 
     def open(self, write_now: WriteNow | None, on_sent: Callable[[Outgoing], None]) -> None:
         """A transport was opened.
@@ -103,7 +103,7 @@ class Outbox:
 
     def __exit__(self, *_: object) -> None:
         self._gathering -= 1
-        if not self._gathering and (self._begun is not None or self._queue.waiting):
+        if not self._gathering and (self._begun is not None or self._queue):
             self._flush()
 
     def _flush(self) -> None:
@@ -114,7 +114,7 @@ class Outbox:
                     self._begun = outgoing
                     break
                 self._on_sent(outgoing)
-        if self._begun is not None or self._queue.waiting:
+        if self._begun is not None or self._queue:
             self._filled.set()
 
     def put(
@@ -149,7 +149,7 @@ class Outbox:
             LocalProtocolError: see `put`.
         """
         outgoing = Outgoing((encode_answer(request, body, crc=self.crc),))
-        if not (self._gathering and self._idle) or self._begun is not None or self._queue.waiting:
+        if not (self._gathering and self._idle) or self._begun is not None or self._queue:
             self._put(outgoing, Lane.REPLY)
             return outgoing
         if self._write_now is None or not outgoing.write(self._write_now):

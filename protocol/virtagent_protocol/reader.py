@@ -256,11 +256,9 @@ class MessageReader:
 
     def filled(self, space: memoryview, count: int) -> None:
         """As `push`, of the first *count* bytes of *space*."""
-        self._drained = False
-        if self._place is None:
-            self._buffer += space[:count]
-        elif space.obj is self._place:
+        if self._place is not None and space.obj is self._place:
             self._placed += count
+            self._drained = False
             if self._placed > self._needed:
                 self._buffer += memoryview(self._place)[self._needed : self._placed]
                 self._placed = self._needed
@@ -278,6 +276,7 @@ class MessageReader:
             yield event
 
     def next_event(self) -> Event | None:
+        """Return the next of what the bytes so far complete, in order; None: there is no more."""
         try:
             if (event := self._next()) is not None:
                 return event

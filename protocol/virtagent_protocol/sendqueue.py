@@ -40,27 +40,27 @@ _ALL_LANES = tuple(Lane)
 
 
 class SendQueue(Generic[T]):
-    """The items that wait to be sent, in the order of the rules above.
-
-    Attributes:
-        waiting: how many they are.
-    """
+    """The items that wait to be sent, in the order of the rules above."""
 
     def __init__(self) -> None:
-        self.waiting = 0
         self._lanes: tuple[deque[T], ...] = tuple(deque() for _ in Lane)
         self._passed_over = [0] * len(Lane)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lanes))
+
+    def __bool__(self) -> bool:
+        return any(self._lanes)
 
     def put(self, item: T, lane: Lane) -> None:
         """Append an item to a lane."""
         self._lanes[lane].append(item)
-        self.waiting += 1
 
     def pop(self) -> T | None:
         """Take the next item; None if nothing waits."""
-        if not self.waiting:
-            return None
         waiting = [lane for lane in _ALL_LANES if self._lanes[lane]]
+        if not waiting:
+            return None
         due = [lane for lane in waiting if self._passed_over[lane] >= TURNS]
         chosen = due[-1] if due else waiting[0]
         for lane in waiting:
@@ -68,7 +68,6 @@ class SendQueue(Generic[T]):
             if lane > chosen:
                 self._passed_over[lane] += 1
         self._passed_over[chosen] = 0
-        self.waiting -= 1
         return self._lanes[chosen].popleft()
 
     def discard(self, item: T) -> bool:
@@ -76,7 +75,6 @@ class SendQueue(Generic[T]):
         for lane in self._lanes:
             if item in lane:
                 lane.remove(item)
-                self.waiting -= 1
                 return True
         return False
 
@@ -85,6 +83,5 @@ class SendQueue(Generic[T]):
         items = [item for lane in self._lanes for item in lane]
         for lane in self._lanes:
             lane.clear()
-        self.waiting = 0
         self._passed_over = [0] * len(Lane)
         return items

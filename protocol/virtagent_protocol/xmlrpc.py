@@ -118,6 +118,8 @@ def decode_response(body: bytes) -> tuple[Value, tuple[int, str] | None]:
     Raises:
         RemoteProtocolError: it is no methodResponse.
     """
+    if body == _NIL:  # as many answers are: to parse one takes as long as all else of a ping
+        return None, None
     kind, name, content = _parse(body)
     if kind != "methodResponse":
         raise RemoteProtocolError(f"expected a methodResponse, got a {kind}")
@@ -390,3 +392,7 @@ def _struct(members: list[tuple[str, Value]]) -> Struct:
             raise RemoteProtocolError(f"member '{name[:40]}' stands twice in a struct")
         struct[name] = value
     return struct
+
+
+#: The answer of a method that has nothing to say.
+_NIL = encode_result(None)

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from virtagent_protocol.channel import LARGE, Buffer, Turns, behind, read_on, write_some
+from virtagent_protocol.channel import Buffer, Turns, behind, read_on, write_some
 from virtagent_protocol.errors import VirtagentError
 from virtagent_protocol.exclusive import Exclusive
 
@@ -125,9 +125,7 @@ class VirtioPortStream(trio.abc.Stream):
                 else:
                     await self._connected.wait()
             self._turns.read(count)
-            if len(buffer) - count >= LARGE:
-                count += read_on(buffer[count:], self._read, NAP, NAPS)
-            return count
+            return count + read_on(buffer[count:], self._read, NAP, NAPS)
 
     def _read(self, buffer: memoryview) -> int:
         """Read what there is, at most as much as fits; return how many bytes that was."""

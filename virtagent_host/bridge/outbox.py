@@ -49,18 +49,13 @@ class Outbox:
 
     def put_reply(self, message: bytes) -> None:
         """Add a reply; wait for `room_for_replies` before causing it."""
-        if message := self._rest(message):
-            self._replies += 1
-            self._put(message, is_event=False)
+        self._put(message, is_event=False)
 
     def put_event(self, message: bytes) -> bool:
         """Add an event; False, and nothing was added, if too many wait already."""
         if self._events >= EVENTS_MAX or self._event_bytes + len(message) > EVENT_BYTES_MAX:
             return False
-        if message := self._rest(message):
-            self._events += 1
-            self._event_bytes += len(message)
-            self._put(message, is_event=True)
+        self._put(message, is_event=True)
         return True
 
     def put_sparing(self, message: bytes) -> None:
@@ -111,12 +106,15 @@ class Outbox:
                 self._replies -= 1
             self._changed.unpark_all()
 
-    def _rest(self, message: bytes) -> bytes:
-        """Write what can be written at once, and return the rest."""
-        if self._messages or self._write_now is None:
-            return message
-        return message[self._write_now([message]) :]
-
     def _put(self, message: bytes, *, is_event: bool) -> None:
+        if self._write_now is not None and not self._messages:
+            message = message[self._write_now([message]) :]
+            if not message:
+                return
+        if is_event:
+            self._events += 1
+            self._event_bytes += len(message)
+        else:
+            self._replies += 1
         self._messages.append((message, is_event))
         self._changed.unpark_all()
